@@ -1,0 +1,131 @@
+"""The Ray that a run uses: the cluster that it was pointed at, else a private local one that ends with the process."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from fmray.core import plugins
+from fmray.core.errors import FmrayError, ResourceError, RunError
+
+R = TypeVar("R")
+
+# Ray Train's controller answers report() once per poll; its default of 2 s would cost as much at every checkpoint.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+OBJECT_STORE_BYTES = 400 * 1024**2
+_private = False
+
+
+def connect() -> None:
+    """Connects this process to Ray once: to RAY_ADDRESS or the job's own cluster when there is one, else to a private local Ray.
+
+    Plugins are installed on every worker by their source text.
+    """
+    import ray
+
+    global _private
+    if ray.is_initialized():
+        return
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    options: dict[str, Any] = {"logging_level": "WARNING"}
+    runtime_env: dict[str, Any] = {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}}
+    texts = plugins.sources()
+    if texts:
+        runtime_env["worker_process_setup_hook"] = _PluginHook(texts)
+    _private = not os.environ.get("RAY_ADDRESS")
+    if _private:
+        # A machine of one core still runs two workers: they share it.
+        options |= {
+            "address": "local", "include_dashboard": False, "num_cpus": max(2, os.cpu_count() or 1),
+            "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": _short_temporary_folder(),
+        }  # fmt: skip
+    ray.init(runtime_env=runtime_env, **options)
+
+
+def is_private() -> bool:
+    """Whether fmray itself started the Ray in use, which ends with this process."""
+    return _private
+
+
+class _PluginHook:
+    """Runs first in every worker process."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self.texts = dict(texts)
+
+    def __call__(self) -> None:
+        plugins.install(self.texts)
+
+
+def _short_temporary_folder() -> str:
+    # Ray puts Unix sockets below it, whose paths may have at most 107 characters.
+    base = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="fmray", dir=base if len(base) <= 30 else "/tmp")
+
+
+def require(bundles: Sequence[Mapping[str, float]], wait_s: float) -> None:
+    """Waits until the cluster as a whole could hold these bundles at once.
+
+    Counts what the cluster has, not what is free just now, and gives an autoscaler `wait_s` seconds to bring it.
+
+    Raises:
+        ResourceError: it still lacks something, which the message names.
+    """
+    import ray
+
+    connect()
+    if not _private:
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[dict(b) for b in bundles])
+    total: dict[str, float] = {}
+    for bundle in bundles:
+        for key, amount in bundle.items():
+            total[key] = total.get(key, 0.0) + amount
+    deadline = time.monotonic() + wait_s
+    while True:
+        have: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        missing = {k: (v, have.get(k, 0.0)) for k, v in total.items() if v > have.get(k, 0.0) + 1e-9}
+        if not missing:
+            return
+        if time.monotonic() >= deadline:
+            named = ", ".join(f"{key}: {_number(asked)} asked, {_number(there)} there" for key, (asked, there) in missing.items())
+            raise ResourceError(f"the cluster lacks resources after {_number(wait_s)} s of waiting ({named})", todo="ask for fewer workers or add nodes")
+        time.sleep(min(1.0, wait_s))
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
+
+
+def call(function: Callable[..., R], *args: Any, num_cpus: float = 1.0, num_gpus: float = 0.0) -> R:
+    """Runs `function(*args)` in a fresh Ray worker process that ends afterwards, which frees all that torch took.
+
+    Raises:
+        FmrayError: the function raised it.
+        RunError: it failed otherwise; the message names the error.
+    """
+    import ray
+
+    connect()
+    bundle = {"CPU": num_cpus} | ({"GPU": num_gpus} if num_gpus else {})
+    require([bundle], wait_s=60.0)
+    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_calls=1, max_retries=1)(function)
+    try:
+        result: R = ray.get(remote.remote(*args))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, FmrayError):
+            raise cause from None
+        raise RunError(f"{function.__name__} failed: {type(cause).__name__}: {cause}") from error
+    except ray.exceptions.RayError as error:
+        raise RunError(f"{function.__name__} was lost: {str(error).splitlines()[0]}") from error
+    return result

@@ -1,0 +1,1 @@
+"""The core: experiments, stages, artifacts and their records. It knows nothing of torch, Ray or models."""

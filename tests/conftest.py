@@ -1,0 +1,29 @@
+"""Shared by all tests: one real local Ray a session, private in its folders and environment."""
+
+import os
+import shutil
+import tempfile
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("RAY_ADDRESS", None)
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray with 8 logical CPUs (which are free), shared by the session's tests."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="fmt", dir="/tmp")
+    ray.init(address="local", num_cpus=8, include_dashboard=False, _temp_dir=folder, object_store_memory=200_000_000, log_to_driver=False)
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
