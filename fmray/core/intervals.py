@@ -82,6 +82,16 @@ def crossed_mean(values: ArrayLike, rows: ArrayLike, columns: ArrayLike, *, seed
     return _interval(float(observed.mean()), np.concatenate(draws), min(n_rows, n_columns))
 
 
+def statistic(figures: Callable[[NDArray[np.float64]], NDArray[np.float64]], n_units: int, *, seed: int = 0) -> Interval:
+    """Interval of any figure that can be computed from weighted units, such as a macro-F1.
+
+    Args:
+        figures: from weights [R, n_units], how often each unit is drawn in each of R resamples, to R figures.
+    """
+    draws = np.concatenate([figures(weights) for weights in _weights(n_units, seed)])
+    return _interval(float(figures(np.ones((1, n_units)))[0]), draws, n_units)
+
+
 def _codes(labels: ArrayLike) -> tuple[NDArray[np.intp], int]:
     distinct, codes = np.unique(np.asarray(labels), return_inverse=True)
     return codes, len(distinct)
