@@ -1,0 +1,53 @@
+"""Causal language modelling on packed rows. Shapes: B rows, T positions, V vocabulary."""
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from fmray.objectives import Batch, Forward, LossParts, Objective, Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED = -100
+
+
+class CausalLM(Objective):
+    """Predict each token from those before it in its own document.
+
+    Documents packed into one row never see each other: position ids restart with every document and no attention mask is
+    given, from which transformers derives a block-diagonal causal mask. (Any mask, all ones included, would switch that off.)
+    """
+
+    type: Literal["causal_lm"] = "causal_lm"
+    head: ClassVar[str] = "causal_lm"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+
+    def collate(self, rows: Rows) -> Batch:
+        """`row_ids_B`, `input_ids_BT`, `position_ids_BT` and `labels_BT`: the next token of the same document, else -100.
+
+        Labels stand at the position that predicts them. Segment 0 is padding.
+        """
+        import torch
+
+        ids_BT, segments_BT = np.asarray(rows["input_ids_BT"]), np.asarray(rows["segment_ids_BT"])
+        labels_BT = np.full(ids_BT.shape, IGNORED, dtype=np.int64)
+        same_BT = (segments_BT[:, 1:] == segments_BT[:, :-1]) & (segments_BT[:, 1:] != 0)
+        labels_BT[:, :-1][same_BT] = ids_BT[:, 1:][same_BT]
+        batch: dict[str, Tensor] = {"labels_BT": torch.from_numpy(labels_BT)}
+        for name in ("row_ids_B", "input_ids_BT", "position_ids_BT"):
+            batch[name] = torch.from_numpy(np.asarray(rows[name], dtype=np.int64))
+        return batch
+
+    def count(self, batch: Batch) -> int:
+        """The number of predicted tokens."""
+        return int((batch["labels_BT"] != IGNORED).sum())
+
+    def loss(self, model: Forward, batch: Batch) -> LossParts:
+        """Summed cross-entropy in nats, in float32 whatever the model computes in."""
+        import torch.nn.functional as F  # noqa: N812
+
+        logits_BTV = model(input_ids=batch["input_ids_BT"], position_ids=batch["position_ids_BT"], use_cache=False).logits
+        labels_BT = batch["labels_BT"]
+        total = F.cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+        return LossParts(total, (labels_BT != IGNORED).sum())

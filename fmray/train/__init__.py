@@ -1,0 +1,1 @@
+"""Training: engines, the loop, launching on Ray Train, and the stages pretrain, finetune and search."""

@@ -1,0 +1,158 @@
+"""What turns batches into weight updates: one small face, and plain torch behind it. DeepSpeed stands in its own file."""
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fmray.core.errors import RunError
+from fmray.objectives import Batch, Objective
+from fmray.train.optim import Optim, adamw
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["bf16", "fp32"]
+# The learning rate of the update that follows so many finished steps.
+LrAt = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One optimizer step: the summed loss (nats) and the number of targets over the whole global batch, and what was applied.
+
+    `grad_norm` is the norm before clipping.
+    """
+
+    loss_sum: float
+    count: int
+    grad_norm: float
+    lr: float
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of a target."""
+        return self.loss_sum / self.count
+
+
+class Engine(abc.ABC):
+    """Holds the module, the optimizer and the number of finished steps.
+
+    Gradients are those of the mean over all targets of the global batch: every micro-batch's summed loss is divided by
+    the global count, so neither accumulation nor the number of workers changes them.
+    """
+
+    module: "torch.nn.Module"
+    device: "torch.device"
+    step: int
+
+    @abc.abstractmethod
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Objective) -> StepStats:
+        """One optimizer step over this worker's part of a global batch, given as host tensors.
+
+        Raises:
+            RunError: the global batch holds no target.
+        """
+
+    @abc.abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes this worker's part of weights and optimizer state below `folder`; every worker calls it with the same one."""
+
+    @abc.abstractmethod
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote with as many workers; the next step then equals that of the uninterrupted run."""
+
+    @abc.abstractmethod
+    def export_state_dict(self) -> "dict[str, torch.Tensor]":
+        """The whole model's weights in float32 on the host: full on rank 0, empty elsewhere. Every worker calls it."""
+
+
+class TorchEngine(Engine):
+    """One process, plain torch: for one device, for searches and as the yardstick of the other engine.
+
+    bf16 is autocast over float32 weights.
+    """
+
+    def __init__(self, model: "torch.nn.Module", optim: Optim, lr_at: LrAt, *, precision: Precision, device: str = "cpu", compile: bool = False) -> None:
+        import torch
+
+        self.device = torch.device(device)
+        self.module = model.to(self.device, torch.float32)
+        self.step = 0
+        self._optim, self._lr_at, self._precision = optim, lr_at, precision
+        self._optimizer = adamw(self.module, optim)
+        self._run: Any = torch.compile(self.module) if compile else self.module
+
+    def forward(self, **inputs: Any) -> Any:
+        """The module's output, computed in this engine's precision."""
+        import torch
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            return self._run(**inputs)
+
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Objective) -> StepStats:
+        """See `Engine`."""
+        import torch
+
+        count = checked_count(sum(objective.count(batch) for batch in micro_batches), self.step)
+        self.module.train()
+        loss_sum = torch.zeros((), device=self.device)
+        for batch in micro_batches:
+            part = objective.loss(self.forward, to_device(batch, self.device)).sum
+            (part / count).backward()  # type: ignore[no-untyped-call]
+            loss_sum += part.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._optim.max_grad_norm)
+        lr = set_lr(self._optimizer, self._lr_at(self.step))
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return StepStats(loss_sum.item(), count, norm.item(), lr)
+
+    def save(self, folder: Path) -> None:
+        """See `Engine`."""
+        import torch
+
+        state = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict(), "step": self.step}
+        torch.save(state, folder / "engine.pt")
+
+    def load(self, folder: Path) -> None:
+        """See `Engine`."""
+        import torch
+
+        state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def export_state_dict(self) -> "dict[str, torch.Tensor]":
+        """See `Engine`."""
+        import torch
+
+        named = dict(self.module.named_parameters())
+        kept = self.module.state_dict().keys()
+        named.update({name: value for name, value in self.module.named_buffers() if name in kept})  # type: ignore[misc]
+        return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in named.items()}
+
+
+def to_device(batch: Batch, device: "torch.device") -> Batch:
+    """The batch with every tensor on `device`."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def set_lr(optimizer: Any, lr: float) -> float:
+    """Sets the learning rate of every parameter group and returns it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def checked_count(count: int, step: int) -> int:
+    """The count itself.
+
+    Raises:
+        RunError: it is zero: there is nothing to learn from, and dividing by it would poison the weights.
+    """
+    if count == 0:
+        raise RunError(f"the global batch after step {step} holds no target", todo="raise global_batch_size or look at the dataset")
+    return count

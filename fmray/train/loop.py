@@ -1,0 +1,33 @@
+"""The training loop: every stage that trains runs this one."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from fmray.core.cursor import Cursor
+from fmray.core.errors import RunError
+from fmray.objectives import Batch, Objective
+from fmray.train.engine import Engine, StepStats
+
+# This worker's micro-batches of one global batch, and where the data stands behind them.
+Step = tuple[Sequence[Batch], Cursor]
+OnStep = Callable[[int, StepStats, Cursor], None]
+
+
+def train(engine: Engine, objective: Objective, batches: Iterable[Step], *, max_steps: int, seed: int, on_step: OnStep) -> None:
+    """Trains until `engine.step` is `max_steps` or the batches run out, and tells `on_step` after every optimizer step.
+
+    torch's generator is seeded from (seed, step) before each step, so dropout needs no saved random state to resume.
+
+    Raises:
+        RunError: the loss is not a finite number. It is the same on every worker, so all stop together.
+    """
+    import torch
+
+    remaining = iter(batches)
+    while engine.step < max_steps and (item := next(remaining, None)) is not None:
+        micro_batches, cursor = item
+        torch.manual_seed((seed << 32) + engine.step)
+        stats = engine.train_batch(micro_batches, objective)
+        if not math.isfinite(stats.loss):
+            raise RunError(f"the loss is {stats.loss} at step {engine.step}", todo="lower optim.lr, raise optim.warmup_steps or look at the data")
+        on_step(engine.step, stats, cursor)
