@@ -1,0 +1,16 @@
+"""Random search (Bergstra and Bengio 2012): the honest baseline of every other algorithm."""
+
+from types import ModuleType
+from typing import Any, Literal
+
+from fmray.train.algorithms import Algorithm
+
+
+class Random(Algorithm):
+    """Draws every trial independently; the same seed draws the same trials whatever runs beside what."""
+
+    type: Literal["random"] = "random"
+
+    def build(self, tune: ModuleType, metric: str, seed: int) -> Any:
+        """`BasicVariantGenerator` with a seeded generator."""
+        return tune.create_searcher("random", random_state=seed)

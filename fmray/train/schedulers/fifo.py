@@ -1,0 +1,16 @@
+"""Every trial runs to its end."""
+
+from types import ModuleType
+from typing import Any, Literal
+
+from fmray.train.schedulers import Scheduler
+
+
+class Fifo(Scheduler):
+    """First in, first out; nothing is stopped early."""
+
+    type: Literal["fifo"] = "fifo"
+
+    def build(self, tune: ModuleType, metric: str, max_epochs: int) -> Any:
+        """`FIFOScheduler`."""
+        return tune.create_scheduler("fifo")

@@ -1,0 +1,29 @@
+"""One of some values."""
+
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from fmray.train.space import Distribution
+
+
+class Choice(Distribution):
+    """One of the listed values, every one as likely as any other."""
+
+    type: Literal["choice"] = "choice"
+    values: tuple[bool | int | float | str, ...]
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Choice":
+        if not self.values:
+            raise ValueError("the range is empty: `values` lists nothing")
+        return self
+
+    def edges(self) -> tuple[Any, ...]:
+        """Every value."""
+        return self.values
+
+    def domain(self, tune: ModuleType) -> Any:
+        """`tune.choice`."""
+        return tune.choice(list(self.values))

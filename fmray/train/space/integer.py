@@ -1,0 +1,30 @@
+"""A whole number."""
+
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from fmray.train.space import Distribution
+
+
+class Integer(Distribution):
+    """A whole number from low to high, both included."""
+
+    type: Literal["integer"] = "integer"
+    low: int
+    high: int
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Integer":
+        if self.low >= self.high:
+            raise ValueError(f"the range is empty: low {self.low} is not below high {self.high}")
+        return self
+
+    def edges(self) -> tuple[Any, ...]:
+        """Both ends."""
+        return (self.low, self.high)
+
+    def domain(self, tune: ModuleType) -> Any:
+        """`tune.randint`, whose upper end is exclusive."""
+        return tune.randint(self.low, self.high + 1)
