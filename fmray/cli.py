@@ -1,0 +1,204 @@
+"""The command line: argv to one call; every error that a user may meet is one line and an exit code.
+
+Exit codes: 0 done, 1 a fault in a run, 2 bad input, 3 a gate refused, 130 interrupted.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from click.exceptions import Abort, ClickException
+from rich.console import Console
+from rich.table import Table
+
+import fmray
+from fmray.core import provenance
+from fmray.core.artifact import local_path, write_json
+from fmray.core.errors import ConfigError, FmrayError, GateRefused
+from fmray.core.experiment import Experiment, Outcome, load_experiment
+from fmray.live import LiveRun, quiet_terminal
+from fmray.memory import PeakMemory
+from fmray.report.html import write_report
+from fmray.report.terminal import show_artifact, show_experiment, summary_table
+from fmray.serve.foreground import serve_foreground
+from fmray.submit import submit as submit_job
+
+# What Ray sets for the driver of a submitted job.
+RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+RUN_FILE = "run.json"
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help=fmray.__doc__)
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="experiment file, such as jobs/quickstart.yaml")]
+Rest = Annotated[list[str] | None, typer.Argument(metavar="[STEP ...] [step.key=value ...]", help="steps to run (default: all) and overrides")]
+Storage = Annotated[str, typer.Option("--storage", help="folder that holds the experiments' artifacts")]
+Name = Annotated[str | None, typer.Option("--name", help="another name for the experiment, so that both are kept")]
+Redo = Annotated[list[str] | None, typer.Option("--redo", help="make this step again, and what depends on it; the old one is kept aside")]
+
+
+@app.command()
+def run(file: File, rest: Rest = None, storage: Storage = "runs", name: Name = None, redo: Redo = None) -> None:
+    """Run an experiment: finished steps answer from cache, an interrupted one goes on where it was."""
+    if os.environ.get(RAY_JOB_VARIABLE) and not Path(storage.removeprefix("file://")).is_absolute():
+        raise ConfigError(f"'{storage}' is relative, and this job's folder vanishes with the job", where="--storage", todo="give an absolute path or URI")
+    targets, overrides = split_rest(rest)
+    experiment = load_experiment(file, overrides, storage=storage, name=name)
+    experiment.upstream(targets)
+    experiment.upstream(redo or ())
+    root, began, outcomes = experiment.root, time.monotonic(), list[Outcome]()
+    refused: GateRefused | None = None
+    with quiet_terminal(root / "logs" / "ray.log") as console, PeakMemory() as memory:
+        console.print(f"[bold]{experiment.name}[/]  {experiment.where} → {root}", soft_wrap=True)
+        try:
+            _produce(experiment, targets, redo or (), console, outcomes)
+        except GateRefused as error:
+            refused = error
+        except FmrayError as error:
+            if error.exit_code == 1:
+                error.todo = error.todo or f"see {root / 'logs'}; the same command goes on from what is complete"
+            raise
+        finally:
+            _finish(root, began, memory, outcomes)
+        console.print(summary_table(root, outcomes=outcomes, run=_last_run(root)))
+    if refused is not None:
+        raise refused
+
+
+def _produce(experiment: Experiment, targets: Sequence[str], redo: Sequence[str], console: Console, outcomes: list[Outcome]) -> None:
+    with LiveRun(console) as live:
+
+        def done(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            live.on_done(outcome)
+
+        experiment.run(targets, redo=redo, watcher=live, on_step=live.on_step, on_done=done)
+
+
+def _finish(root: Path, began: float, memory: PeakMemory, outcomes: Sequence[Outcome]) -> None:
+    """Writes the figures of this run, unless everything came from cache, and the report."""
+    if any(outcome.state == "done" for outcome in outcomes) or not (root / RUN_FILE).exists():
+        figures = {"argv": provenance.redact_argv(sys.argv), "wall_s": round(time.monotonic() - began, 1), "peak_memory_gb": memory.peak_gb}
+        write_json(root / RUN_FILE, figures)
+    if outcomes:
+        write_report(root)
+
+
+def _last_run(root: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads((root / RUN_FILE).read_text()))
+    return {}
+
+
+@app.command()
+def check(file: File, rest: Rest = None, storage: Storage = "runs", name: Name = None) -> None:
+    """Validate an experiment without running it, and print its plan."""
+    targets, overrides = split_rest(rest)
+    experiment = load_experiment(file, overrides, storage=storage, name=name)
+    wanted = experiment.upstream(targets)
+    table = Table(title=f"{experiment.name}: {file}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("step", "stage", "plan"):
+        table.add_column(column, overflow="fold")
+    for step, lines in experiment.plan():
+        if step.name in wanted:
+            table.add_row(step.name, step.spec.name, "\n".join(f"{label}: {text}" for label, text in lines.items()))
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def show(path: Annotated[str, typer.Argument(help="an experiment's folder or one artifact")], as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
+    """Show an experiment (steps, fingerprints, lineage, figures) or one artifact."""
+    root = local_path(path)
+    shower = show_artifact if (root / "record.json").exists() else show_experiment
+    shown = shower(root, as_json=as_json)
+    if as_json:
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(shown)
+
+
+@app.command()
+def report(path: Annotated[str, typer.Argument(help="an experiment's folder, such as runs/quickstart")]) -> None:
+    """Write report.html anew from the records and print its path."""
+    print(write_report(local_path(path)))
+
+
+@app.command()
+def submit(
+    file: File,
+    rest: Rest = None,
+    storage: Annotated[str, typer.Option("--storage", help="absolute path or URI that every node can write to")] = "runs",
+    name: Name = None,
+    redo: Redo = None,
+    address: Annotated[str | None, typer.Option("--address", help="the cluster's dashboard, such as http://127.0.0.1:8265")] = None,
+    working_dir: Annotated[str, typer.Option("--working-dir", help="folder to send along (.rayignore keeps things out)")] = ".",
+) -> None:
+    """Run an experiment as a Ray job with the same arguments, follow its log, and end with its exit code."""
+    _, overrides = split_rest(rest)
+    load_experiment(Path(working_dir) / file, overrides, name=name)
+    argv = [file, *(rest or ())]
+    argv += ["--name", name] if name else []
+    for step in redo or ():
+        argv += ["--redo", step]
+    raise typer.Exit(submit_job(argv, storage=storage, address=address, working_dir=working_dir))
+
+
+@app.command()
+def serve(
+    targets: Annotated[list[str], typer.Argument(metavar="DIR ...", help="checkpoints (or one deployment) to serve")],
+    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port")] = 8000,
+    replicas: Annotated[int, typer.Option("--replicas", min=1)] = 1,
+    decision: Annotated[str | None, typer.Option("--decision", help="the gate's artifact that admits the checkpoint")] = None,
+    waive: Annotated[str | None, typer.Option("--waive", metavar="REASON", help="serve without an admitting decision; recorded")] = None,
+    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="who waives")] = None,
+) -> None:
+    """Serve checkpoints in the foreground, under the same gate rule as deploy."""
+    paths = [local_path(target) for target in targets]
+    serve_foreground(paths, host=host, port=port, decision=local_path(decision) if decision else None, waive=waive, by=by, replicas=replicas)
+
+
+def split_rest(rest: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Steps and overrides of the arguments that follow the file."""
+    items = list(rest or ())
+    return [item for item in items if "=" not in item], [item for item in items if "=" in item]
+
+
+def main() -> None:
+    """The `fmray` command."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Runs a command and turns however it ends into an exit code, with at most one line on standard error."""
+    try:
+        code = command()
+    except FmrayError as error:
+        return _say(str(error), error.exit_code)
+    except ClickException as error:
+        return _say(error.format_message(), 2)
+    except (KeyboardInterrupt, Abort):
+        return _say("interrupted; the same command goes on where this one stopped", 130)
+    except Exception as error:
+        path = _save_traceback()
+        return _say(f"a fault that fmray did not expect: {type(error).__name__}: {' '.join(str(error).split())[:300]}; the traceback is in {path}", 1)
+    return code if isinstance(code, int) else 0
+
+
+def _say(line: str, code: int) -> int:
+    print(f"fmray: {line}", file=sys.stderr)
+    return code
+
+
+def _save_traceback() -> Path:
+    descriptor, name = tempfile.mkstemp(prefix="fmray-fault-", suffix=".log")
+    with os.fdopen(descriptor, "w") as file:
+        traceback.print_exc(file=file)
+    return Path(name)
