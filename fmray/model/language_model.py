@@ -36,7 +36,7 @@ class LanguageModel:
         from transformers import AutoModelForCausalLM
 
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype or "auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
             )
         except (OSError, ValueError, RuntimeError) as error:
@@ -53,7 +53,7 @@ class LanguageModel:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         return cls(model.to(_device(device)), _tokenizer(path))
 
     @property
@@ -70,7 +70,7 @@ class LanguageModel:
             nll_BT; NaN for the first token of each segment and for padding (segment 0), where nothing is predicted.
         """
         import torch
-        import torch.nn.functional as F  # noqa: N812
+        import torch.nn.functional as F
 
         ids_BT = torch.as_tensor(np.asarray(input_ids_BT, dtype=np.int64), device=self.model.device)
         positions_BT = torch.as_tensor(np.asarray(position_ids_BT, dtype=np.int64), device=self.model.device)

@@ -24,11 +24,11 @@ class LossParts:
     """A loss as the sum over its targets and their count, never a mean.
 
     Means of means are wrong when micro-batches or workers hold different numbers of targets; sums and counts add up.
-    `sum` is a float32 scalar with its graph, `count` an integer scalar; neither is read back from the device here.
+    `sum` is a float32 scalar with its graph; `count` may be a tensor, so that it need not be read back from the device.
     """
 
     sum: "Tensor"
-    count: "Tensor"
+    count: "Tensor | int"
 
 
 class Objective(Component, package="fmray.objectives"):

@@ -45,7 +45,7 @@ class CausalLM(Objective):
 
     def loss(self, model: Forward, batch: Batch) -> LossParts:
         """Summed cross-entropy in nats, in float32 whatever the model computes in."""
-        import torch.nn.functional as F  # noqa: N812
+        import torch.nn.functional as F
 
         logits_BTV = model(input_ids=batch["input_ids_BT"], position_ids=batch["position_ids_BT"], use_cache=False).logits
         labels_BT = batch["labels_BT"]

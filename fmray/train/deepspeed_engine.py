@@ -1,0 +1,187 @@
+"""The engine on DeepSpeed: data parallelism with ZeRO stages 0 to 3 (Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054)."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import model_validator
+
+from fmray.core.config import Config
+from fmray.core.errors import ConfigError, RunError
+from fmray.objectives import Batch, Objective
+from fmray.train.engine import Engine, LrAt, Precision, StepStats, checked_count, set_lr, to_device
+from fmray.train.optim import Optim, adamw, param_groups
+
+if TYPE_CHECKING:
+    import torch
+
+TAG = "deepspeed"
+# DeepSpeed's gradient clipping does not report the norm at stage 0, where this engine clips by itself.
+OWN_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "scheduler")
+
+
+class Zero(Config):
+    """What is sharded over the workers: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    offload_optimizer: bool = False
+
+    @model_validator(mode="after")
+    def _offload_needs_shards(self) -> Self:
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("offload_optimizer needs stage 1, 2 or 3")
+        return self
+
+
+def deepspeed_config(
+    optim: Optim, *, precision: Precision, zero: Zero, micro_batch_size: int, grad_accum_steps: int, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The DeepSpeed config. `overrides` are merged last, key by key.
+
+    bf16 keeps float32 masters from stage 1 on. At stage 0 DeepSpeed's own bf16 optimizer drifts from float32 by several
+    times what stages 1 to 3 do, so there torch's autocast over float32 weights stands in for it.
+
+    Raises:
+        ConfigError: an override of what fmray derives itself.
+    """
+    taken = sorted(set(overrides) & set(OWN_KEYS))
+    if taken:
+        raise ConfigError(f"{', '.join(taken)} cannot be overridden", where="deepspeed", todo="set global_batch_size, micro_batch_size and optim instead")
+    sharding: dict[str, Any] = {"stage": zero.stage}
+    if zero.offload_optimizer:
+        sharding["offload_optimizer"] = {"device": "cpu"}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": grad_accum_steps,
+        "gradient_clipping": optim.max_grad_norm if zero.stage else 0.0,
+        "zero_optimization": sharding,
+        # torch's AdamW serves everywhere; DeepSpeed's own CPU Adam would be compiled first.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+    }
+    if precision == "bf16" and zero.stage == 0:
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    elif precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return _merged(config, overrides)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def prepare_process(*, local_world_size: int, use_gpu: bool) -> None:
+    """Sets up DeepSpeed in a worker whose torch process group exists. Nothing is compiled.
+
+    Without `deepspeed_shm_comm` DeepSpeed would build a shared-memory all-reduce that only inference uses.
+    """
+    os.environ["LOCAL_SIZE"] = str(local_world_size)
+    if not use_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
+
+
+class DeepSpeedEngine(Engine):
+    """One of `world_size` workers. Call `prepare_process` before."""
+
+    def __init__(
+        self, model: "torch.nn.Module", optim: Optim, lr_at: LrAt, *, precision: Precision, zero: Zero, micro_batch_size: int,
+        grad_accum_steps: int, overrides: Mapping[str, Any], compile: bool = False,
+    ) -> None:  # fmt: skip
+        import deepspeed
+        import torch
+
+        self.step = 0
+        self.config = deepspeed_config(
+            optim, precision=precision, zero=zero, micro_batch_size=micro_batch_size, grad_accum_steps=grad_accum_steps, overrides=overrides
+        )
+        self._optim, self._lr_at, self._stage, self._accumulate = optim, lr_at, zero.stage, grad_accum_steps
+        model = model.to(torch.float32)
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+        own = {"model_parameters": param_groups(model, optim.weight_decay)} if "optimizer" in overrides else {"optimizer": adamw(model, optim)}
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, config=self.config, **own)
+        self.module = self._engine.module
+        self.device = torch.device(self._engine.device)
+        self._keep_buffers(buffers)
+        self._world_size = torch.distributed.get_world_size()
+        if compile:
+            self._engine.compile()
+
+    def _keep_buffers(self, buffers: "Mapping[str, torch.Tensor]") -> None:
+        # DeepSpeed casts buffers along with the weights. Rotary frequencies rounded to bf16 would train another model
+        # than the one that is exported: a position's angle would be off by up to 2^-9 of itself.
+        for name, value in buffers.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.module.get_submodule(owner), leaf, value.to(self.device))
+
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Objective) -> StepStats:
+        """See `Engine`. The number of micro-batches must be the one that the engine was made for."""
+        import torch
+
+        if len(micro_batches) != self._accumulate:
+            raise RunError(f"{len(micro_batches)} micro-batches were given to an engine that accumulates {self._accumulate}")
+        total = torch.tensor([sum(objective.count(batch) for batch in micro_batches)], dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(total)
+        count = checked_count(int(total), self.step)
+        # DeepSpeed averages over workers and accumulation steps; multiplied by both, their sum remains.
+        scale = self._world_size * self._accumulate / count
+        lr = set_lr(self._optimizer, self._lr_at(self.step))
+        loss_sum = torch.zeros((), device=self.device, dtype=torch.float32)
+        self.module.train()
+        for index, batch in enumerate(micro_batches):
+            part = objective.loss(self._engine, to_device(batch, self.device)).sum
+            self._engine.backward(part * scale)
+            loss_sum += part.detach()
+            if index + 1 == self._accumulate:
+                norm = self._clip_own()
+            self._engine.step()
+        torch.distributed.all_reduce(loss_sum)
+        self.step += 1
+        return StepStats(loss_sum.item(), count, float(self._engine.get_global_grad_norm() if norm is None else norm), lr)
+
+    def _clip_own(self) -> float | None:
+        """Clips the reduced gradients at stage 0 and returns their norm; above, DeepSpeed clips in its step."""
+        import torch
+
+        if self._stage:
+            return None
+        return torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._optim.max_grad_norm).item()
+
+    def save(self, folder: Path) -> None:
+        """See `Engine`."""
+        self._engine.save_checkpoint(str(folder), tag=TAG, client_state={"fmray_step": self.step}, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """See `Engine`."""
+        path, client = self._engine.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise RunError("DeepSpeed found no checkpoint there", where=str(folder))
+        self.step = int(client["fmray_step"])
+
+    def export_state_dict(self) -> "dict[str, torch.Tensor]":
+        """See `Engine`. Gathers one parameter at a time, from the float32 masters where there are any."""
+        import torch
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        first = torch.distributed.get_rank() == 0
+        state: dict[str, torch.Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            full = safe_get_full_fp32_param(parameter)
+            if first:
+                state[name] = (parameter if full is None else full).detach().to("cpu", torch.float32, copy=True)
+        if first:
+            kept = self.module.state_dict().keys()
+            state.update({name: value.detach().cpu().clone() for name, value in self.module.named_buffers() if name in kept})
+        return state
