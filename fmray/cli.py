@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.exceptions import Abort, ClickException
 from rich.console import Console
 from rich.table import Table
 
@@ -182,9 +181,9 @@ def guarded(command: Callable[[], Any]) -> int:
         code = command()
     except FmrayError as error:
         return _say(str(error), error.exit_code)
-    except ClickException as error:
+    except typer.TyperException as error:
         return _say(error.format_message(), 2)
-    except (KeyboardInterrupt, Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted; the same command goes on where this one stopped", 130)
     except Exception as error:
         path = _save_traceback()
