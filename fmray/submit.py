@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmray.core.errors import ConfigError, ResourceError, RunError
+from fmray.core.provenance import GIT_VARIABLE, git_state
 
 STOPPED_EXIT_CODE = 143
 
@@ -33,7 +34,8 @@ def submit(argv: Sequence[str], *, storage: str, address: str | None, working_di
 
     try:
         client = JobSubmissionClient(address or os.environ.get("RAY_API_SERVER_ADDRESS"))
-        job = client.submit_job(entrypoint=shlex.join(["python", "-m", "fmray", "run", *argv, "--storage", storage]), runtime_env={"working_dir": working_dir})
+        entrypoint = shlex.join(["python", "-m", "fmray", "run", *argv, "--storage", storage])
+        job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": working_dir, "env_vars": _git_variables()})
     except ConnectionError as error:
         raise ResourceError(f"no Ray dashboard answers ({str(error).splitlines()[0]})", where=address or "RAY_ADDRESS", todo="start it with `ray start --head`, or give --address http://HOST:8265") from None
     except Exception as error:
@@ -47,6 +49,11 @@ def submit(argv: Sequence[str], *, storage: str, address: str | None, working_di
             return STOPPED_EXIT_CODE
         raise RunError(f"the job ended as {info.status} without an exit code: {(info.message or 'no message').splitlines()[0]}", where=job)
     return int(info.driver_exit_code)
+
+
+def _git_variables() -> dict[str, str]:
+    commit, dirty = git_state()
+    return {GIT_VARIABLE: f"{commit}+dirty" if dirty else commit} if commit else {}
 
 
 async def _follow(client: object, job: str) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import re
 import socket
@@ -17,6 +18,8 @@ from fmray.core.artifact import Provenance
 PACKAGES = ("fmray", "torch", "ray", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "scikit-learn", "optuna", "peft")
 SECRET = re.compile(r"(^|[._-])(api[_-]?key|token|secret|password|passwd|credentials?|private[_-]?key)$", re.IGNORECASE)
 REDACTED = "[redacted]"
+# `fmray submit` hands the commit on: the folder that a job unpacks is no checkout.
+GIT_VARIABLE = "FMRAY_GIT_COMMIT"
 
 
 def gather(*, started_at: datetime.datetime, devices: Sequence[str], device_hours: float) -> Provenance:
@@ -37,7 +40,12 @@ def gather(*, started_at: datetime.datetime, devices: Sequence[str], device_hour
 
 @cache
 def git_state() -> tuple[str | None, bool | None]:
-    """Commit and dirty flag of the code that runs: fmray's own checkout, else the working folder's; (None, None) when neither is one."""
+    """Commit and dirty flag of the code that runs: what `fmray submit` handed on, else of fmray's own checkout, else of the
+    working folder's; (None, None) when there is none.
+    """
+    handed_on = os.environ.get(GIT_VARIABLE)
+    if handed_on:
+        return handed_on.removesuffix("+dirty"), handed_on.endswith("+dirty")
     for folder in (Path(__file__).parent, Path.cwd()):
         try:
             commit = _git(folder, "rev-parse", "HEAD")
