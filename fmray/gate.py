@@ -25,13 +25,14 @@ OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "==": operator.eq, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 FUNCTIONS = ("lower", "upper", "control")
-# Canaries planted 64 times are there to show that the audit sees memorisation at all: a model is meant to fail on them.
-POSITIVE_CONTROLS = ("audit/privacy/exposure_x64", "audit/privacy/excess_exposure_x64")
+# Canaries planted so often are there to show that the audit sees memorisation at all: a model is meant to fail on them.
+POSITIVE_LEVEL = 64
 GRAMMAR = "write `<expr> <op> <expr>` with numbers, metric keys or lower(m), upper(m), control(m), and one of < <= > >= =="
 
 _COMPARISON = re.compile(r"<=|>=|==|[<>]")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _METRIC = re.compile(r"[A-Za-z][\w.-]*(/[\w.@:-]+)+")
+_EXPOSURE = re.compile(r"audit/privacy/(?:excess_)?exposure_x(\d+)")
 _CALL = re.compile(r"(\w+)\s*\(\s*([^()]*?)\s*\)")
 
 
@@ -93,9 +94,10 @@ def parse_rule(text: str) -> Rule:
     left, right = _parse_term(text[: found[0].start()], text), _parse_term(text[found[0].end() :], text)
     if left.metric is None and right.metric is None:
         raise ValueError(f"rule '{text}' compares two numbers, so no model could change its outcome; name a metric")
-    controls = [term.metric for term in (left, right) if term.metric in POSITIVE_CONTROLS]
-    if controls:
-        raise ValueError(f"rule '{text}' gates on the positive control {controls[0]}, which a sound audit must find high; gate on a lower level")
+    for term in (left, right):
+        exposure = _EXPOSURE.fullmatch(term.metric or "")
+        if exposure and int(exposure[1]) >= POSITIVE_LEVEL:
+            raise ValueError(f"rule '{text}' gates on the positive control {term.metric}, which a sound audit must find high; gate on a lower level")
     return Rule(left, found[0].group(), right, text)
 
 

@@ -105,6 +105,7 @@ def test_a_rule_holds_exactly_when_its_comparison_does(value: float, limit: floa
         ("eval/loss + 1 < 3", "is neither"),
         ("audit/privacy/excess_exposure_x64 <= 3", "positive control"),
         ("audit/privacy/exposure_x64 > 3", "positive control"),
+        ("audit/privacy/exposure_x256 > 3", "positive control"),
         ("3 > upper(audit/privacy/excess_exposure_x64)", "positive control"),
     ],
 )
@@ -170,7 +171,7 @@ def test_a_report_about_another_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_reports_that_disagree_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="eval/loss is 1.0 in base_eval and 2.0 in again"):
+    with pytest.raises(ArtifactError, match=r"eval/loss is 1\.0 in base_eval and 2\.0 in again"):
         decide(tmp_path, ["eval/loss < 3"], report(metric()), report(metric(value=2.0), name="again"))
     with pytest.raises(ArtifactError, match="eval/loss"):
         decide(tmp_path, ["eval/loss < 3"], report(metric(upper=2.0)), report(metric(upper=4.0), name="again"))

@@ -1,0 +1,28 @@
+"""The evaluate stage: what a checkpoint can do, measured on text that it was not trained on."""
+
+from collections.abc import Mapping
+
+from fmray.core.artifact import Artifact
+from fmray.core.config import Config
+from fmray.core.report import Report
+from fmray.core.stage import Out, stage
+from fmray.data.dataset import TokenDataset
+from fmray.evaluate.classification import evaluate_classification
+from fmray.evaluate.config import EvaluateConfig
+from fmray.evaluate.language_modelling import evaluate_language_model
+from fmray.model.checkpoint import Checkpoint
+
+# By the head of the checkpoint: (config, checkpoint, out, dataset) -> its metrics and the name of its per-example file.
+MEASURES = {"causal_lm": evaluate_language_model, "sequence_classification": evaluate_classification}
+
+
+def plan(config: EvaluateConfig, upstream: Mapping[str, Config]) -> dict[str, str]:
+    """The lines for `fmray check`."""
+    return {"rows": "all held-out rows" if config.max_rows is None else f"at most {config.max_rows} held-out rows"}
+
+
+@stage("evaluate", version=1, recompute=True, plan=plan)
+def evaluate(config: EvaluateConfig, checkpoint: Artifact[Checkpoint], out: Out, dataset: Artifact[TokenDataset] | None = None) -> Report:
+    """Measures a checkpoint by its head and reports the figures about it."""
+    metrics, examples = MEASURES[checkpoint.payload.head](config, checkpoint, out, dataset)
+    return Report(subject=checkpoint.fingerprint, metrics=tuple(metrics), examples=examples)
