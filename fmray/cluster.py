@@ -1,6 +1,8 @@
 """The Ray that a run uses: the cluster that it was pointed at, else a private local one that ends with the process."""
 
+import atexit
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,12 +44,21 @@ def connect() -> None:
         runtime_env["worker_process_setup_hook"] = _PluginHook(texts)
     _private = not os.environ.get("RAY_ADDRESS")
     if _private:
+        folder = _short_temporary_folder()
+        atexit.register(_end_private, folder)
         # A machine of one core still runs two workers: they share it.
         options |= {
             "address": "local", "include_dashboard": False, "num_cpus": max(2, os.cpu_count() or 1),
-            "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": _short_temporary_folder(),
+            "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": folder,
         }  # fmt: skip
     ray.init(runtime_env=runtime_env, **options)
+
+
+def _end_private(folder: str) -> None:
+    import ray
+
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_private() -> bool:
