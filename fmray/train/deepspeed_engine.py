@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import model_validator
 
 from fmray.core.config import Config
-from fmray.core.errors import ConfigError, RunError
+from fmray.core.errors import RunError
 from fmray.objectives import Batch, Objective
 from fmray.train.engine import Engine, LrAt, Precision, StepStats, checked_count, set_lr, to_device
 from fmray.train.optim import Optim, adamw, param_groups
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 TAG = "deepspeed"
-# DeepSpeed's gradient clipping does not report the norm at stage 0, where this engine clips by itself.
+# What fmray derives from its own config, so that an override would contradict it.
 OWN_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "scheduler")
 
 
@@ -44,17 +44,20 @@ def deepspeed_config(
     times what stages 1 to 3 do, so there torch's autocast over float32 weights stands in for it.
 
     Raises:
-        ConfigError: an override of what fmray derives itself.
+        ValueError: an override of what fmray derives itself.
     """
     taken = sorted(set(overrides) & set(OWN_KEYS))
     if taken:
-        raise ConfigError(f"{', '.join(taken)} cannot be overridden", where="deepspeed", todo="set global_batch_size, micro_batch_size and optim instead")
+        raise ValueError(f"deepspeed.{taken[0]} cannot be overridden: set global_batch_size, micro_batch_size or optim instead")
+    if "stage" in overrides.get("zero_optimization", {}):
+        raise ValueError("deepspeed.zero_optimization.stage cannot be overridden: set zero.stage instead")
     sharding: dict[str, Any] = {"stage": zero.stage}
     if zero.offload_optimizer:
         sharding["offload_optimizer"] = {"device": "cpu"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": grad_accum_steps,
+        # Stage 0 does not report the norm that it clips by, so there the engine clips by itself.
         "gradient_clipping": optim.max_grad_norm if zero.stage else 0.0,
         "zero_optimization": sharding,
         # torch's AdamW serves everywhere; DeepSpeed's own CPU Adam would be compiled first.
@@ -94,24 +97,21 @@ def prepare_process(*, local_world_size: int, use_gpu: bool) -> None:
 
 
 class DeepSpeedEngine(Engine):
-    """One of `world_size` workers. Call `prepare_process` before."""
+    """One of the workers of a process group. Call `prepare_process` before; `config` is what `deepspeed_config` made."""
 
     def __init__(
-        self, model: "torch.nn.Module", optim: Optim, lr_at: LrAt, *, precision: Precision, zero: Zero, micro_batch_size: int,
-        grad_accum_steps: int, overrides: Mapping[str, Any], compile: bool = False,
-    ) -> None:  # fmt: skip
+        self, model: "torch.nn.Module", optim: Optim, lr_at: LrAt, *, config: Mapping[str, Any], compile: bool = False
+    ) -> None:
         import deepspeed
         import torch
 
         self.step = 0
-        self.config = deepspeed_config(
-            optim, precision=precision, zero=zero, micro_batch_size=micro_batch_size, grad_accum_steps=grad_accum_steps, overrides=overrides
-        )
-        self._optim, self._lr_at, self._stage, self._accumulate = optim, lr_at, zero.stage, grad_accum_steps
+        self._optim, self._lr_at = optim, lr_at
+        self._stage, self._accumulate = config["zero_optimization"]["stage"], config["gradient_accumulation_steps"]
         model = model.to(torch.float32)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-        own = {"model_parameters": param_groups(model, optim.weight_decay)} if "optimizer" in overrides else {"optimizer": adamw(model, optim)}
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, config=self.config, **own)
+        own = {"model_parameters": param_groups(model, optim.weight_decay)} if "optimizer" in config else {"optimizer": adamw(model, optim)}
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, config=dict(config), **own)
         self.module = self._engine.module
         self.device = torch.device(self._engine.device)
         self._keep_buffers(buffers)

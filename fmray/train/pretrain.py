@@ -1,0 +1,162 @@
+"""The stage pretrain: a TokenDataset becomes a Checkpoint."""
+
+import functools
+import json
+import statistics
+import time
+from pathlib import Path
+
+from fmray.core.artifact import Artifact
+from fmray.core.errors import ArtifactError, ConfigError
+from fmray.core.report import Cost
+from fmray.core.stage import Out, stage
+from fmray.data.dataset import TokenDataset
+from fmray.model.checkpoint import Checkpoint, count_weights, hf_digest, read_hf_config
+from fmray.model.flops import flops_per_token
+from fmray.train.config import PretrainConfig
+from fmray.train.launch import RUN, launch
+from fmray.train.metrics import METRICS, loss_points, read_metrics
+from fmray.train.plan import plan
+from fmray.train.state import TrainState, latest_state, prune_states
+from fmray.train.worker import SUMMARY, PretrainJob, engine_name, run_pretraining
+
+
+@stage("pretrain", version=1, plan=plan)
+def pretrain(
+    config: PretrainConfig,
+    dataset: Artifact[TokenDataset],
+    out: Out,
+    previous: Artifact[Checkpoint] | None = None,
+    init: Artifact[Checkpoint] | None = None,
+) -> Checkpoint:
+    """Trains on Ray Train workers and leaves a Hugging Face directory at `out.path`.
+
+    A killed run goes on from its last complete state. A round that a gate sent back goes on from the last state of the `previous` one.
+
+    Raises:
+        ConfigError: the config does not fit the dataset, `init` or an unfinished attempt.
+        ResourceError: the cluster cannot hold the workers.
+        RunError: workers were lost too often, or the loss is not finite.
+    """
+    job = _job(config, dataset, out, previous, init)
+    for states in (job.states, job.previous):
+        _check_layout(config, states)
+    begun = time.monotonic()
+    begun_at = time.time()
+    launch(
+        functools.partial(run_pretraining, job),
+        folder=out.work,
+        num_workers=config.num_workers,
+        cpus_per_worker=config.cpus_per_worker,
+        use_gpu=config.use_gpu,
+        max_failures=config.max_failures,
+        wait_s=config.wait_s,
+        watch=functools.partial(_watch, out, job.last_step),
+    )
+    prune_states(job.states, keep=1)
+    summary = json.loads((out.work / SUMMARY).read_text())
+    count = config.num_workers * (1 if config.use_gpu else config.cpus_per_worker)
+    out.spend(device=summary["device"], count=count, seconds=time.monotonic() - begun)
+    return _checkpoint(job, previous, init, begun_at, summary["worker_peak_gb"], count)
+
+
+def _job(
+    config: PretrainConfig, dataset: Artifact[TokenDataset], out: Out, previous: Artifact[Checkpoint] | None, init: Artifact[Checkpoint] | None
+) -> PretrainJob:
+    data = dataset.payload
+    if (config.model is None) == (init is None):
+        raise ConfigError("needs either `model` or `init`, a checkpoint to continue from", where=out.name)
+    if config.global_batch_size > data.n_rows:
+        raise ConfigError(
+            f"global_batch_size {config.global_batch_size} is more than the {data.n_rows} rows of the training split",
+            where=out.name, todo="lower it or prepare more text",
+        )  # fmt: skip
+    if init is not None:
+        _check_init(init, dataset, out.name)
+    first_step = previous.payload.step if previous is not None else 0
+    return PretrainJob(
+        config=config, dataset=dataset.path, vocab_size=data.vocab_size, seq_len=data.seq_len, special_ids=data.special_ids, out=out.path,
+        states=out.work / RUN, first_step=first_step, last_step=first_step + config.total_steps(data.n_rows),
+        previous=previous.path / "work" / RUN if previous is not None else None, init=init.path if init is not None else None,
+    )  # fmt: skip
+
+
+def _check_init(init: Artifact[Checkpoint], dataset: Artifact[TokenDataset], where: str) -> None:
+    if init.payload.head != "causal_lm":
+        raise ConfigError(f"{init.name} holds a {init.payload.head} head and cannot be pretrained further", where=where)
+    positions = read_hf_config(init.path).get("max_position_embeddings")
+    if positions is not None and dataset.payload.seq_len > positions:
+        raise ConfigError(f"rows of {dataset.payload.seq_len} positions are longer than the {positions} of {init.name}", where=where, todo="lower seq_len of the dataset")
+    theirs, ours = (_vocabulary(folder) for folder in (init.path, dataset.path / "tokenizer"))
+    if dataset.payload.vocab_size > init.payload.vocab_size or theirs != ours:
+        raise ConfigError(f"{dataset.name} was tokenized with another vocabulary than that of {init.name}", where=where, todo=f"prepare it with tokenizer: {{path: {init.path}}}")
+
+
+def _vocabulary(folder: Path) -> object:
+    try:
+        return json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"has no tokenizer.json with a vocabulary ({type(error).__name__})", where=str(folder)) from None
+
+
+def _check_layout(config: PretrainConfig, states: Path | None) -> None:
+    """Refuses before any worker starts what these workers could not load.
+
+    Raises:
+        ConfigError: the state to go on from was written by another number of workers or another engine.
+    """
+    found: tuple[Path, TrainState] | None = latest_state(states) if states is not None else None
+    if found is None:
+        return
+    folder, state = found
+    asked, wrote = (config.num_workers, engine_name(config)), (state.world_size, state.engine)
+    if asked != wrote:
+        raise ConfigError(
+            f"the state to go on from was written by {wrote[0]} workers with {wrote[1]}, and {asked[0]} with {asked[1]} are asked for",
+            where=str(folder), todo="run it with the same num_workers, engine and zero.stage, or begin anew with --redo",
+        )  # fmt: skip
+
+
+def _watch(out: Out, last_step: int) -> None:
+    lines = read_metrics(out.path / METRICS, tail=True)
+    if lines:
+        speed = statistics.median(line["tokens_per_s"] for line in lines)
+        out.progress(done=lines[-1]["step"], total=last_step, loss=lines[-1]["loss"], tokens_per_s=speed)
+    else:
+        out.progress("starting workers")
+
+
+def _checkpoint(
+    job: PretrainJob, previous: Artifact[Checkpoint] | None, init: Artifact[Checkpoint] | None, begun_at: float, worker_peak_gb: float, devices: int
+) -> Checkpoint:
+    found = latest_state(job.states)
+    lines = read_metrics(job.out / METRICS)
+    hf_config, n_params = read_hf_config(job.out), count_weights(job.out)
+    tokens = (job.last_step - job.first_step) * job.config.global_batch_size * job.seq_len
+    per_token = flops_per_token(hf_config, n_params, job.seq_len)
+    before = previous.payload.cost.flops if previous is not None and previous.payload.cost is not None else 0.0
+    trained_s = sum(job.config.global_batch_size * job.seq_len / line["tokens_per_s"] for line in lines)
+    return Checkpoint(
+        head="causal_lm",
+        architecture=str(hf_config["model_type"]),
+        digest=hf_digest(job.out),
+        n_params=n_params,
+        vocab_size=int(hf_config["vocab_size"]),
+        step=job.last_step,
+        tokens_seen=tokens + (previous.payload.tokens_seen if previous is not None else 0),
+        cursor=found[1].cursor if found is not None else None,
+        losses=loss_points(lines),
+        parent=previous.fingerprint if previous is not None else init.fingerprint if init is not None else None,
+        figures={
+            "train/loss": loss_points(lines)[-1].loss,
+            "train/steps_s": trained_s,
+            "perf/tokens_per_s": statistics.median(line["tokens_per_s"] for line in lines),
+            "perf/start_s": max(0.0, lines[0]["time"] - begun_at),
+            "perf/worker_peak_gb": worker_peak_gb,
+        },
+        cost=Cost(
+            flops=None if per_token is None or before is None else before + per_token * tokens,
+            device_hours=devices * trained_s / 3600,
+            notes="flops: 6 N + 12 L d T a position, all rounds; device_hours: time in optimizer steps of this round",
+        ),
+    )

@@ -1,0 +1,172 @@
+"""What one training worker does: build, resume, train, save, export. It runs inside Ray Train."""
+
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmray.core.artifact import write_json
+from fmray.core.cursor import Cursor
+from fmray.core.errors import ArtifactError
+from fmray.data.reader import TokenReader
+from fmray.model.architectures import padded_vocab_size
+from fmray.model.export import save_model
+from fmray.train.batches import token_batches
+from fmray.train.config import PretrainConfig
+from fmray.train.deepspeed_engine import DeepSpeedEngine, prepare_process
+from fmray.train.engine import Engine, StepStats, TorchEngine
+from fmray.train.loop import train
+from fmray.train.metrics import METRICS, MetricsLog
+from fmray.train.state import TrainState, commit_state, last_good_state, prune_states, state_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class PretrainJob:
+    """Everything a worker needs, in plain values and paths that every node can read.
+
+    `first_step` is where this round begins (0 in the first), `last_step` where it ends. `previous` is the folder of
+    states whose last one it begins from, `init` a Hugging Face directory whose weights it begins from.
+    """
+
+    config: PretrainConfig
+    dataset: Path
+    vocab_size: int
+    seq_len: int
+    special_ids: dict[str, int]
+    out: Path
+    states: Path
+    first_step: int
+    last_step: int
+    previous: Path | None
+    init: Path | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this worker stands among the others."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+
+
+def build_model(job: PretrainJob) -> "PreTrainedModel":
+    """The model with the weights that training begins with: drawn from the seed, or those of `init`.
+
+    Raises:
+        ArtifactError: `init` cannot be opened.
+    """
+    import torch
+    import transformers
+
+    config = job.config
+    auto = getattr(transformers, config.objective.auto_class)
+    if job.init is not None:
+        try:
+            model: PreTrainedModel = auto.from_pretrained(
+                job.init, dtype=torch.float32, attn_implementation=config.attention, local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"cannot be opened ({str(error).splitlines()[0]})", where=str(job.init)) from error
+        return model
+    assert config.model is not None
+    hf_config = config.model.hf_config(padded_vocab_size(job.vocab_size), job.seq_len)
+    hf_config.bos_token_id, hf_config.eos_token_id = job.special_ids["bos"], job.special_ids["eos"]
+    hf_config.pad_token_id = job.special_ids["pad"]
+    torch.manual_seed(config.seed)
+    fresh: PreTrainedModel = auto.from_config(hf_config, attn_implementation=config.attention)
+    return fresh
+
+
+def build_engine(job: PretrainJob, place: Place) -> Engine:
+    """The engine of the config around the model."""
+    config, steps = job.config, job.last_step - job.first_step
+
+    def lr_at(step: int) -> float:
+        return config.optim.lr_at(step - job.first_step, steps)
+
+    model = build_model(job)
+    if config.engine == "torch":
+        return TorchEngine(model, config.optim, lr_at, precision=config.precision, device="cuda" if config.use_gpu else "cpu", compile=config.compile)
+    prepare_process(local_world_size=place.local_world_size, use_gpu=config.use_gpu)
+    return DeepSpeedEngine(model, config.optim, lr_at, config=config.engine_config(), compile=config.compile)
+
+
+def engine_name(config: PretrainConfig) -> str:
+    """Which engine and sharding a state belongs to: `deepspeed zero 1 bf16`."""
+    return f"deepspeed zero {config.zero.stage} {config.precision}" if config.engine == "deepspeed" else f"torch {config.precision}"
+
+
+def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path], None]) -> None:
+    """Trains from the last good state (of this run, of the previous round, or none) to the last step, and exports the model.
+
+    `report` is called by every worker when its part of a state is written; it returns once all have called it.
+    """
+    import torch
+
+    config = job.config
+    torch.set_num_threads(config.cpus_per_worker)
+    engine = build_engine(job, place)
+    cursor = _resume(job, place, engine)
+    log = MetricsLog(job.out / METRICS, from_step=engine.step, tokens_per_step=config.global_batch_size * job.seq_len) if place.rank == 0 else None
+
+    def on_step(step: int, stats: StepStats, behind: Cursor) -> None:
+        if log is not None:
+            log.write(step, stats)
+        if step % config.checkpoint_every_steps == 0 or step == job.last_step:
+            _save(job, place, engine, behind, report)
+            if log is not None:
+                log.pause()
+
+    reader = TokenReader(job.dataset, "train", config.seed, config.global_batch_size)
+    batches = token_batches(reader, config.objective, cursor, rank=place.rank, world_size=place.world_size, micro_batch_size=config.rows_per_pass)
+    train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step)
+    weights = engine.export_state_dict()
+    if place.rank == 0:
+        save_model(job.out, engine.module, weights, job.init or job.dataset / "tokenizer")
+        _summarise(job, engine)
+
+
+def _resume(job: PretrainJob, place: Place, engine: Engine) -> Cursor:
+    """Loads the state that rank 0 finds good on every worker; the cursor to read from."""
+    import torch
+
+    found: list[Any] = [None]
+    if place.rank == 0:
+        prune_states(job.states, keep=job.config.keep_checkpoints)
+        found = [last_good_state(job.states) or (last_good_state(job.previous) if job.previous else None)]
+    if place.world_size > 1:
+        torch.distributed.broadcast_object_list(found, src=0)
+    if found[0] is None:
+        return Cursor(epoch=0, row=0)
+    folder, state = found[0]
+    engine.load(folder)
+    if engine.step != state.step:
+        raise ArtifactError(f"holds step {engine.step}, not {state.step} as its state.json says", where=str(folder))
+    cursor: Cursor = state.cursor
+    return cursor
+
+
+def _save(job: PretrainJob, place: Place, engine: Engine, cursor: Cursor, report: Callable[[int, Path], None]) -> None:
+    folder = state_folder(job.states, engine.step)
+    folder.mkdir(parents=True, exist_ok=True)
+    engine.save(folder)
+    report(engine.step, folder)
+    if place.rank == 0:
+        commit_state(folder, TrainState(step=engine.step, cursor=cursor, engine=engine_name(job.config), world_size=place.world_size))
+        prune_states(job.states, keep=job.config.keep_checkpoints)
+
+
+def _summarise(job: PretrainJob, engine: Engine) -> None:
+    import torch
+
+    on_gpu = engine.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    device = torch.cuda.get_device_name() if on_gpu else "cpu"
+    write_json(job.out / "work" / SUMMARY, {"device": device, "worker_peak_gb": peak / 1e9})
