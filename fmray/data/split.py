@@ -1,0 +1,101 @@
+"""Splits that near-duplicates cannot cross: texts are grouped by likeness, and whole groups are dealt out by hash."""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmray.data.order import key, unit
+from fmray.data.text import document_hash, normalise
+
+THRESHOLD = 0.7
+N_BANDS, BAND_ROWS = 64, 4
+"""Two texts of Jaccard similarity s share a band with probability 1 - (1 - s^4)^64: all but 2e-8 of those at 0.7 become candidates."""
+
+_WORD = re.compile(r"\w+")
+_DIGIT = re.compile(r"\d")
+
+
+def split_texts(
+    texts: Sequence[str], fractions: Mapping[str, float], seed: int, threshold: float = THRESHOLD
+) -> list[str]:
+    """A split for each text, such that no two texts of at least `threshold` likeness stand in different ones.
+
+    Depends on the texts and the seed, not on their order. Large groups make the realised shares differ from `fractions`.
+
+    Args:
+        fractions: the share of groups for each split, summing to 1.
+
+    Raises:
+        ValueError: the fractions do not sum to 1.
+    """
+    if abs(sum(fractions.values()) - 1) > 1e-9:
+        raise ValueError(f"split fractions sum to {sum(fractions.values()):g}, not 1")
+    hashes = np.array([document_hash(text) for text in texts], np.uint64)
+    groups = near_duplicate_groups(texts, threshold)
+    smallest = np.full(len(texts), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(smallest, groups, hashes)
+    drawn = unit(smallest[groups], key(seed, 3))
+    names = list(fractions)
+    edges = np.cumsum([fractions[name] for name in names])[:-1]
+    return [names[i] for i in np.searchsorted(edges, drawn, side="right")]
+
+
+def near_duplicate_groups(texts: Sequence[str], threshold: float = THRESHOLD) -> NDArray[np.int64]:
+    """For each text the index of the first text of its group.
+
+    Two texts are alike when the Jaccard similarity of their words and pairs of neighbouring words (lower case, digits as one) is
+    at least `threshold`; a group holds everything that likeness connects. MinHash proposes the pairs, exact comparison decides.
+    """
+    shingles = [_shingles(text) for text in texts]
+    parent = np.arange(len(texts))
+    for bucket in _candidates(shingles):
+        for at, one in enumerate(bucket):
+            for other in bucket[:at]:
+                a, b = _root(parent, one), _root(parent, other)
+                if a != b and jaccard(shingles[one], shingles[other]) >= threshold:
+                    parent[max(a, b)] = min(a, b)
+    return np.array([_root(parent, i) for i in range(len(texts))], np.int64)
+
+
+def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
+    """Shared elements over all elements; 1 for two empty sets."""
+    union = len(a | b)
+    return len(a & b) / union if union else 1.0
+
+
+def _shingles(text: str) -> frozenset[int]:
+    words = _WORD.findall(_DIGIT.sub("0", normalise(text).lower()))
+    return frozenset(_number(s) for s in [*words, *(f"{a} {b}" for a, b in itertools.pairwise(words))])
+
+
+def _number(shingle: str) -> int:
+    return int.from_bytes(hashlib.blake2b(shingle.encode(), digest_size=8).digest(), "big")
+
+
+def _candidates(shingles: Sequence[frozenset[int]]) -> Iterable[list[int]]:
+    """Lists of texts whose MinHash signatures agree in a whole band."""
+    from rensa import RMinHash
+
+    if not shingles:
+        return
+    signatures = RMinHash.digest_matrix_from_token_hash_sets(
+        [sorted(s) for s in shingles], N_BANDS * BAND_ROWS, 0
+    ).to_rows()
+    bands = np.array(signatures, np.uint32).reshape(len(shingles), N_BANDS, BAND_ROWS)
+    for band in range(N_BANDS):
+        _, bucket_of = np.unique(bands[:, band], axis=0, return_inverse=True)
+        order = np.argsort(bucket_of, kind="stable")
+        for bucket in np.split(order, np.flatnonzero(np.diff(bucket_of[order])) + 1):
+            if len(bucket) > 1:
+                yield bucket.tolist()
+
+
+def _root(parent: NDArray[np.int64], at: int) -> int:
+    while parent[at] != at:
+        parent[at] = parent[parent[at]]
+        at = int(parent[at])
+    return at
