@@ -1,0 +1,145 @@
+"""The first screen: what became of the run in one sentence, its life cycle and its key figures."""
+
+from collections.abc import Sequence
+
+from fmray.core.report import Decision, Metric
+from fmray.report.figures import UNKNOWN, baseline_name, count, duration, metrics_of, number, spell, with_baselines
+from fmray.report.lifecycle import draw
+from fmray.report.markup import Markup, anchor, el
+from fmray.report.sections.parts import Card, card, pill, tag
+from fmray.report.view import RunView, StepView
+
+Tile = tuple[str, str, str, str]
+
+
+def state(run: RunView) -> str:
+    """The run in one word: refused, damaged, unfinished, waived, admitted or done, the worst that holds."""
+    latest = [run.latest(name).state for name in run.names]
+    for word in ("refused", "damaged", "unfinished", "waived", "admitted"):
+        if word in latest:
+            return word
+    return "done"
+
+
+def verdict(run: RunView) -> str:
+    """One sentence: what was decided and what the models reach."""
+    latest = [run.latest(name) for name in run.names]
+    said = [text for step in latest if (text := _trouble(step))] or [_decided(run, latest)]
+    return " ".join([*said, *_reached(latest)])
+
+
+def _trouble(step: StepView) -> str:
+    if step.state == "damaged":
+        return f"{step.label} is damaged: {step.problem}."
+    if step.state == "unfinished":
+        return f"Unfinished: {step.label} has started and not ended."
+    if step.state != "refused":
+        return ""
+    decision = Decision.model_validate(step.payload)
+    failed = [r for r in decision.reasons if not r.passed]
+    first = f"{failed[0].rule}, {failed[0].note or f'observed {number(failed[0].observed)}, limit {number(failed[0].limit)}'}"
+    return f"Refused at {step.label}: {len(failed)} of {len(decision.reasons)} rules not met ({first}). Nothing that needs this gate was made."
+
+
+def _decided(run: RunView, latest: Sequence[StepView]) -> str:
+    gates = [s for s in latest if s.kind == "decision"]
+    if not gates:
+        return f"{len(latest)} steps made; no gate has judged them yet."
+    waived = [s for s in gates if s.state == "waived"]
+    rounds = max(s.round for s in gates)
+    word = {1: "The gate is", 2: "Both gates are"}.get(len(gates), f"All {len(gates)} gates are")
+    sentence = f"{word} met" if not waived else f"Let through by a waiver at {', '.join(s.label for s in waived)}"
+    sentence += f" after {rounds} rounds" if rounds > 1 else ""
+    served = [s for s in latest if s.kind == "deployment"]
+    models = sum(len(s.payload["models"]) for s in served)
+    if not served:
+        return f"{sentence}; nothing is deployed."
+    live = all(s.payload["live"] for s in served)
+    number_of = f"{models} model{'s' if models != 1 else ''}"
+    return f"{sentence}; {number_of} {'served' if live else 'tried in service and taken down again'}."
+
+
+def _reached(latest: Sequence[StepView]) -> list[str]:
+    sentences = []
+    for main, others in _headlines(latest):
+        beside = ", ".join(f"{baseline_name(main, o)} {number(o.value)}" for o in others if o.value is not None)
+        sentences.append(f"{spell(main.name)[:1].upper() + spell(main.name)[1:]} {number(main.value)}{f' ({beside})' if beside else ''}.")
+    return sentences
+
+
+def _headlines(latest: Sequence[StepView]) -> list[tuple[Metric, tuple[Metric, ...]]]:
+    pairs = [pair for step in latest if step.kind == "report" for pair in with_baselines(metrics_of(step.payload))]
+    return [(main, others) for main, others in pairs if others and main.value is not None]
+
+
+def tiles(run: RunView) -> list[Tile]:
+    """(label, figure, small print, method) of what a reader looks for first."""
+    latest = [run.latest(name) for name in run.names]
+    found: list[Tile] = []
+    for step in latest:
+        found += _step_tiles(step)
+    walls = sum(s.record.wall_s for s in run.steps if s.record)
+    last = f"the last run took {duration(run.wall_s)}" if run.wall_s is not None else ""
+    found.append(("all steps and rounds", duration(walls), last, "measured"))
+    if run.peak_memory_gb is not None:
+        found.append(("peak memory", f"{number(run.peak_memory_gb)} GiB", "of all processes of the last run, shared pages counted once", "measured"))
+    return found
+
+
+def _step_tiles(step: StepView) -> list[Tile]:
+    payload = step.payload
+    if step.kind == "token_dataset":
+        return [("corpus", f"{count(payload['n_words'])} words", f"{count(payload['n_tokens'])} training tokens, vocabulary {payload['vocab_size']:,}", "measured")]
+    if step.kind == "checkpoint" and not payload.get("trials"):
+        return [(f"{step.name}: model", count(payload["n_params"]), f"parameters, {payload['architecture']}, {count(payload['tokens_seen'])} tokens seen", "measured")]
+    if step.kind == "report":
+        return [*_evaluated(step), *_audited(step)]
+    if step.kind == "deployment":
+        waits = sorted(s["latency_ms"] for s in payload["samples"])
+        return [(f"{step.name}: latency", f"{number(waits[len(waits) // 2])} ms" if waits else UNKNOWN, f"median of {len(waits)} shown requests", "measured")]
+    return []
+
+
+def _evaluated(step: StepView) -> list[Tile]:
+    found: list[Tile] = []
+    for main, others in with_baselines(metrics_of(step.payload)):
+        if others:
+            beside = " · ".join(f"{baseline_name(main, o)} {number(o.value)}" for o in others)
+            found.append((spell(main.name), number(main.value, main.unit), beside, main.method))
+    return found
+
+
+def _audited(step: StepView) -> list[Tile]:
+    metrics = metrics_of(step.payload)
+    found: list[Tile] = []
+    exposed = [m for m in metrics if m.name.startswith("audit/privacy/exposure_x") and m.control is not None and m.value is not None]
+    if exposed:
+        worst = exposed[-1]
+        found.append((f"canary {spell(worst.name)}", number(worst.value, worst.unit), f"never planted: {number(worst.control)}", worst.method))
+    found += [(spell(m.name), number(m.value, m.unit), m.note, m.method) for m in metrics if m.name in ("audit/cost/energy_kwh", "audit/cost/price_usd")]
+    return found
+
+
+def header(run: RunView) -> Markup:
+    """Title, verdict and key figures."""
+    tiled = [
+        el("div", el("dt", label), el("dd", value), el("dd", note, class_="note") if note else None, el("dd", tag(method), class_="note"), class_="tile")
+        for label, value, note, method in tiles(run)
+    ]
+    return el(
+        "header",
+        el("p", "fmray report", class_="eyebrow"),
+        el("h1", run.name),
+        el("p", pill(state(run)), " ", verdict(run), class_="verdict"),
+        el("dl", tiled, class_="tiles"),
+    )
+
+
+def section(run: RunView) -> Card:
+    """The life cycle with what is missing from it."""
+    behind = [s for s in run.steps if s.record is None]
+    lead = "Each box is a step; arrows carry artifacts; thin lines carry the same to steps further on."
+    lead += " Dashed: a gate that was not met sent the run back." if any(s.round > 1 for s in run.steps) else ""
+    notes = [el("li", el("b", s.label), f" ({s.stage or 'unknown stage'}): ", pill(s.state), " ", s.problem, id=anchor(s.name)) for s in behind]
+    return card("Life cycle", lead, draw(run), el("ul", notes) if notes else None)
+
