@@ -1,0 +1,169 @@
+"""Builds the Ray Serve application and brings it up on the cluster in use, or takes it down."""
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fmray import cluster
+from fmray.core.errors import ResourceError, RunError
+from fmray.serve.deployment import DeployConfig, ModelSpec
+from fmray.serve.face import Face
+from fmray.serve.replicas import ClassificationReplica, GenerationReplica
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+FACE_CPUS = 0.1
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The one Ray Serve of a cluster: its base URL, and whether this process started it."""
+
+    url: str
+    ours: bool
+
+
+def build(specs: Sequence[ModelSpec], config: DeployConfig) -> "Application":
+    """One deployment for each model and the HTTP face before them."""
+    from ray import serve
+
+    def deployment(replica: type[Any], name: str, replicas: int, cpus: float, gpus: float) -> Any:
+        return serve.deployment(
+            name=name,
+            num_replicas=replicas,
+            max_ongoing_requests=256,  # more than the engine takes at once: it does its own queueing
+            graceful_shutdown_wait_loop_s=0.1,
+            graceful_shutdown_timeout_s=5.0,
+            ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        )(replica)
+
+    heads = {"causal_lm": GenerationReplica, "sequence_classification": ClassificationReplica}
+    models = [
+        deployment(heads[spec.head], f"model-{spec.name}", config.num_replicas, config.num_cpus, config.num_gpus).bind(spec.path, config)
+        for spec in specs
+    ]
+    application: Application = deployment(serve.ingress()(Face), "face", 1, FACE_CPUS, 0.0).bind(tuple(specs), *models)
+    return application
+
+
+def require(n_models: int, config: DeployConfig) -> None:
+    """Waits for the resources of the application. Raises ResourceError naming what the cluster lacks."""
+    bundle = {"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {})
+    cluster.require([{"CPU": FACE_CPUS}] + [bundle] * n_models * config.num_replicas, wait_s=min(60.0, config.start_timeout_s))
+
+
+def start(host: str, port: int | None) -> Instance:
+    """The cluster's Ray Serve: the one that runs, else a new one on `port` (None: a free one on a private Ray, 8000 on a cluster).
+
+    Raises:
+        ResourceError: the port is in use, or Serve already listens on another one.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    # Serve has no public way to ask where it listens.
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        running = client.http_config
+        if port is not None and running.port != port:
+            todo = f"use port {running.port}, or stop Serve on this cluster first"
+            raise ResourceError(f"Ray Serve already listens on port {running.port} of this cluster", where=f"port {port}", todo=todo)
+        return Instance(_url(running.host, running.port), ours=False)
+    if port is None:
+        port = free_port(host) if cluster.is_private() else 8000
+    check_port(host, port)
+    serve.start(http_options={"host": host, "port": port})
+    return Instance(_url(host, port), ours=True)
+
+
+def _url(host: str, port: int) -> str:
+    if host in ("0.0.0.0", "::"):
+        from ray.util import get_node_ip_address
+
+        host = str(get_node_ip_address())
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ResourceError when nothing new can listen there."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ResourceError(f"cannot listen on {host}:{port} ({reason})", where=f"port {port}", todo="choose another port") from None
+
+
+def free_port(host: str) -> int:
+    """A port that is free now."""
+    with socket.create_server((host, 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def bring_up(application: "Application", config: DeployConfig) -> None:
+    """Deploys the application and waits until every replica is ready.
+
+    Raises:
+        RunError: a replica failed to start, or it took longer than `start_timeout_s`.
+    """
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    target = serve.RunTarget(application, name=config.app, route_prefix=config.route, logging_config=quiet)
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    deadline = time.monotonic() + config.start_timeout_s
+    while True:
+        state = serve.status().applications.get(config.app)
+        if state is not None and state.status == ApplicationStatus.RUNNING:
+            return
+        failed = state is not None and state.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+        if failed or time.monotonic() > deadline:
+            what = "did not start" if failed else f"was not ready after {config.start_timeout_s:g} s"
+            said = _messages(state)
+            logging.getLogger("ray.serve").info("application %s %s:\n%s", config.app, what, "\n".join(said))
+            take_down(config.app)
+            raise RunError(f"{what}: {_reason(said)}", where=f"application {config.app}")
+        time.sleep(POLL_S)
+
+
+def is_up(app: str) -> bool:
+    """Whether the application is still deployed."""
+    from ray import serve
+
+    return app in serve.status().applications
+
+
+def _messages(state: Any) -> list[str]:
+    """What Serve says of an application and its deployments."""
+    if state is None:
+        return []
+    return [message for message in (*(d.message for d in state.deployments.values()), state.message) if message]
+
+
+def _reason(messages: list[str]) -> str:
+    """The error itself, which stands below its traceback."""
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line and not line.startswith("File")]
+    return str((errors or lines or ["Serve gives no reason"])[-1])
+
+
+def take_down(app: str) -> None:
+    """Removes the application, if it is there."""
+    from ray import serve
+
+    with contextlib.suppress(KeyError):
+        serve.delete(app)
+
+
+def stop() -> None:
+    """Ends the cluster's Ray Serve."""
+    from ray import serve
+
+    serve.shutdown()

@@ -1,0 +1,92 @@
+"""What is deployed: the stage's config, its inputs, what a replica must know of a model, and the Deployment payload."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fmray.core.artifact import Artifact, Payload
+from fmray.core.config import Config, runtime
+from fmray.core.report import Decision, Metric
+from fmray.model.checkpoint import Checkpoint, Head
+
+
+class DeployConfig(Config):
+    """How the models are served and tried. One value holds for every model of the application."""
+
+    app: str = Field("fmray", pattern=r"^[A-Za-z0-9._-]+$", description="name of the Ray Serve application")
+    route: str = Field("/", pattern=r"^/[A-Za-z0-9._/-]*$", description="path below which the application answers")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    num_replicas: int = Field(1, ge=1, description="replicas of each model")
+    smoke_prompts: tuple[str, ...] = Field(("Return the", "This module provides", "Raise an error if"), min_length=1)
+    smoke_requests: int = Field(8, ge=1, description="measured requests to each model")
+    smoke_max_tokens: int = Field(16, ge=1, description="tokens of each measured completion")
+    host: str = runtime("127.0.0.1")
+    port: int | None = runtime(None, ge=1, le=65535)
+    num_cpus: float = runtime(0.5, gt=0)
+    num_gpus: float = runtime(0.0, ge=0)
+    cache_tokens: int = runtime(4096, ge=64)
+    max_requests: int = runtime(32, ge=1)
+    start_timeout_s: float = runtime(300.0, gt=0)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A checkpoint with the decision that admits it."""
+
+    checkpoint: Artifact[Checkpoint]
+    decision: Artifact[Decision]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a replica and the HTTP face must know of a model. `card` is shown at /metadata: record, decision, waiver."""
+
+    name: str
+    path: str
+    head: Head
+    fingerprint: str | None
+    digest: str
+    card: dict[str, Any]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DeployedModel(_Frozen):
+    """One model of a deployment. `path` and `decision_path` are relative to the deployment's directory."""
+
+    name: str
+    fingerprint: str
+    digest: str
+    head: Head
+    path: str
+    decision_path: str
+
+
+class Sample(_Frozen):
+    """One smoke request: what was asked, what came back, and how long it took."""
+
+    model: str
+    prompt: str
+    answer: str
+    latency_ms: float
+
+
+class Deployment(Payload, kind="deployment"):
+    """Models behind one Ray Serve application, with what their smoke requests measured.
+
+    `live` False: it was tried on a private local Ray and taken down again; `serve_command` brings it back.
+    """
+
+    app: str
+    route: str
+    url: str | None
+    live: bool
+    replicas: int
+    models: tuple[DeployedModel, ...]
+    metrics: tuple[Metric, ...]
+    samples: tuple[Sample, ...]
+    start_s: float
+    serve_command: str

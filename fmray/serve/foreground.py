@@ -1,0 +1,102 @@
+"""`fmray serve`: admitted models kept up in the foreground until Ctrl-C."""
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmray import cluster
+from fmray.core.artifact import load, read_record
+from fmray.core.errors import ConfigError, RunError
+from fmray.model.checkpoint import Checkpoint
+from fmray.serve import application
+from fmray.serve.admission import Admission, Waiver, admit
+from fmray.serve.deploy import running, specs_of
+from fmray.serve.deployment import DeployConfig, Deployment, ModelSpec
+
+APP = "fmray-serve"
+WATCH_S = 2.0
+
+
+@dataclass(frozen=True)
+class _Target:
+    name: str
+    path: Path
+    decision: Path | None
+
+
+def serve_foreground(
+    targets: list[Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    decision: Path | None = None,
+    waive: str | None = None,
+    by: str | None = None,
+    replicas: int = 1,
+) -> None:
+    """Serves model directories, and the models of deployment artifacts, until Ctrl-C; then takes everything down.
+
+    Args:
+        targets: checkpoint artifacts, deployment artifacts, or any Hugging Face directories.
+        decision: the artifact of the decision that admits the one model given; None looks beside each model.
+        waive: the reason to serve a model without an admitting decision; recorded beside it and shown at /metadata.
+        by: who waives.
+
+    Raises:
+        ArtifactError, ConfigError: a target is not a model, or the arguments do not fit together.
+        GateRefused: a model has no admitting decision and there is no waiver.
+        ResourceError: the port is in use, or the cluster lacks resources.
+        RunError: a replica did not start, or the application was removed from outside.
+        KeyboardInterrupt: Ctrl-C, after everything was taken down.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port)
+    specs = admitted(targets, decision=decision, waiver=Waiver.of(waive, by))
+    cluster.connect()
+    application.require(len(specs), config)
+    with running(specs, config, keep=False) as url:
+        print("\n".join(_greeting(url, specs)), flush=True)
+        while application.is_up(config.app):
+            time.sleep(WATCH_S)
+        raise RunError("was taken down from outside", where=f"application {config.app}")
+
+
+def admitted(targets: list[Path], *, decision: Path | None, waiver: Waiver | None) -> tuple[ModelSpec, ...]:
+    """The models of the targets, each held to the gate rule. Raises as `serve_foreground` does."""
+    found = [model for target in targets for model in _models(target)]
+    if decision is not None and len(found) > 1:
+        raise ConfigError(f"one decision cannot admit {len(found)} models", where="--decision", todo="leave it out, or serve one model")
+    admissions: list[Admission] = [admit(m.path, decision=decision or m.decision, waiver=waiver) for m in found]
+    return specs_of(admissions, [m.name for m in found])
+
+
+def _models(target: Path) -> list[_Target]:
+    """The models that a directory stands for: itself, or those that a deployment artifact names."""
+    record = read_record(target)
+    if record is None:
+        return [_Target(target.resolve().name, target, None)]
+    if record.kind == Checkpoint.kind:
+        return [_Target(record.name, target, None)]
+    if record.kind == Deployment.kind:
+        return [_Target(m.name, target / m.path, target / m.decision_path) for m in load(target, Deployment).payload.models]
+    raise ConfigError(f"is a {record.kind}, which cannot be served", where=str(target), todo="give a checkpoint or a deployment")
+
+
+def _greeting(url: str, specs: tuple[ModelSpec, ...]) -> list[str]:
+    lines = [f"serving at {url}  (OpenAI base_url: {url}/v1)"]
+    for spec in specs:
+        decision, waiver = spec.card["decision"], spec.card["waiver"]
+        why = f"waived by {waiver['by']}: {waiver['reason']}" if waiver else f"admitted by {decision['name']}"
+        lines.append(f"  {spec.name}  {spec.head}, {why}")
+        lines.append(f"    {_example(url, spec)}")
+    return [*lines, f"  curl {url}/metadata", "Ctrl-C ends it"]
+
+
+def _example(url: str, spec: ModelSpec) -> str:
+    if spec.head == "causal_lm":
+        route, body = "completions", {"model": spec.name, "prompt": DeployConfig().smoke_prompts[0], "max_tokens": 32}
+    else:
+        route, body = "classify", {"model": spec.name, "input": DeployConfig().smoke_prompts[0]}
+    return f"curl {url}/v1/{route} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

@@ -1,0 +1,180 @@
+"""The continuous-batching engine against plain `generate`, alone and in company."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fmray.serve.engine import Piece, RequestError, Sampling
+from fmray.serve.engines.continuous import ContinuousBatching
+from tests.serve.conftest import MAX_LEN
+
+PROMPTS = ["Return", "Raise an error when the file", "x", "The quick brown fox jumps over the lazy dog; na", "5 €", "of the option"]
+
+
+def make(path: Path, **changes: Any) -> ContinuousBatching:
+    return ContinuousBatching(path, **({"device": "cpu", "dtype": "float32", "threads": 1, "cache_tokens": 1024, "max_requests": 8} | changes))
+
+
+@pytest.fixture(scope="module")
+def engine(experiment: Path) -> Iterator[ContinuousBatching]:
+    engine = make(experiment / "base")
+    yield engine
+    engine.close()
+
+
+async def answer(engine: ContinuousBatching, prompt: str | list[int], sampling: Sampling, *, stream: bool = False) -> list[Piece]:
+    ids = engine.encode(prompt, sampling.max_tokens)
+    return [piece async for piece in engine.generate(ids, sampling, stream=stream)]
+
+
+async def together(engine: ContinuousBatching, prompts: list[str], sampling: Sampling) -> list[str]:
+    return ["".join(p.text for p in pieces) for pieces in await asyncio.gather(*(answer(engine, prompt, sampling) for prompt in prompts))]
+
+
+def greedy_ids(path: Path, prompts: list[str], max_tokens: int) -> list[list[int]]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+    generated = []
+    for prompt in prompts:
+        encoded = tokenizer(prompt, return_tensors="pt")
+        ids = model.generate(encoded["input_ids"], attention_mask=encoded["attention_mask"], do_sample=False, max_new_tokens=max_tokens)
+        generated.append(ids[0, encoded["input_ids"].shape[1] :].tolist())
+    return generated
+
+
+def greedy_reference(path: Path, prompts: list[str], max_tokens: int) -> list[str]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in greedy_ids(path, prompts, max_tokens)]
+
+
+def test_greedy_equals_generate_in_a_mixed_batch(engine: ContinuousBatching, experiment: Path) -> None:
+    prompts = PROMPTS * 3  # more than max_requests, so that some join while others leave
+    texts = asyncio.run(together(engine, prompts, Sampling(max_tokens=24, temperature=0)))
+    assert texts == greedy_reference(experiment / "base", prompts, 24)
+    assert len(set(texts)) == len(PROMPTS)
+
+
+def test_a_seed_gives_the_same_answer_alone_and_in_company(engine: ContinuousBatching) -> None:
+    sampling = Sampling(max_tokens=16, temperature=0.8, seed=11)
+    alone = [asyncio.run(together(engine, [prompt], sampling))[0] for prompt in PROMPTS]
+    assert asyncio.run(together(engine, PROMPTS, sampling)) == alone
+    assert asyncio.run(together(engine, PROMPTS, Sampling(max_tokens=16, temperature=0.8, seed=12))) != alone
+
+
+def test_without_a_seed_answers_differ(engine: ContinuousBatching) -> None:
+    assert len(set(asyncio.run(together(engine, ["Return"] * 6, Sampling(max_tokens=16, temperature=2.0))))) > 1
+
+
+def test_a_cache_too_small_for_all_still_answers_all(experiment: Path) -> None:
+    engine = make(experiment / "base", cache_tokens=96, max_requests=4)
+    try:
+        texts = asyncio.run(together(engine, PROMPTS, Sampling(max_tokens=40, temperature=0)))
+        assert texts == greedy_reference(experiment / "base", PROMPTS, 40)
+    finally:
+        engine.close()
+
+
+def test_streamed_pieces_add_up(engine: ContinuousBatching) -> None:
+    sampling = Sampling(max_tokens=24, temperature=0)
+    pieces = asyncio.run(answer(engine, PROMPTS[1], sampling, stream=True))
+    [whole] = asyncio.run(answer(engine, PROMPTS[1], sampling))
+    assert len(pieces) > 5
+    assert "".join(p.text for p in pieces) == whole.text
+    assert [p.finish_reason for p in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert (pieces[-1].n_tokens, pieces[-1].finish_reason) == (whole.n_tokens, whole.finish_reason) == (24, "length")
+
+
+def test_a_stop_string_ends_the_answer_early(engine: ContinuousBatching) -> None:
+    [whole] = asyncio.run(answer(engine, "Return", Sampling(max_tokens=40, temperature=0)))
+    stop = whole.text[6:8]
+    for stream in (False, True):
+        pieces = asyncio.run(answer(engine, "Return", Sampling(max_tokens=40, temperature=0, stop=(stop,)), stream=stream))
+        assert "".join(p.text for p in pieces) == whole.text[: whole.text.index(stop)]
+        assert pieces[-1].finish_reason == "stop"
+        assert pieces[-1].n_tokens < 40
+    assert_idle(engine)
+
+
+def test_the_models_end_token_ends_the_answer(experiment: Path, copy_of: Any) -> None:
+    """The model is told that a token of its own greedy answer is its end token."""
+    from transformers import GenerationConfig
+
+    path = copy_of("base") / "base"
+    [ids] = greedy_ids(path, ["Return"], 12)
+    end = ids[5]
+    GenerationConfig(eos_token_id=[1, end]).save_pretrained(path)
+    engine = make(path)
+    try:
+        [piece] = asyncio.run(answer(engine, "Return", Sampling(max_tokens=12, temperature=0)))
+        assert piece.finish_reason == "stop"
+        assert piece.n_tokens == ids.index(end) + 1
+    finally:
+        engine.close()
+
+
+def test_leaving_early_cancels_the_request(engine: ContinuousBatching) -> None:
+    async def leave() -> None:
+        pieces = engine.generate(engine.encode("Return", 80), Sampling(max_tokens=80, temperature=0), stream=True)
+        await anext(pieces)
+        await pieces.aclose()
+
+    asyncio.run(leave())
+    assert_idle(engine)
+
+
+def assert_idle(engine: ContinuousBatching) -> None:
+    """No handler is left, and within a moment no request is scheduled."""
+    import time
+
+    assert engine._manager.output_router.result_handlers == {}
+    deadline = time.monotonic() + 10
+    while engine._manager.batch_processor.has_pending_requests():
+        assert time.monotonic() < deadline, "the cancelled request goes on"
+        time.sleep(0.01)
+
+
+def test_token_ids_are_taken_as_they_are(engine: ContinuousBatching) -> None:
+    sampling = Sampling(max_tokens=8, temperature=0)
+    ids = engine.encode("Return the", 8)
+    assert ids[0] == 0
+    assert engine.encode(ids, 8) == ids
+    assert asyncio.run(answer(engine, ids, sampling)) == asyncio.run(answer(engine, "Return the", sampling))
+
+
+def test_an_empty_prompt_begins_a_text(engine: ContinuousBatching) -> None:
+    assert engine.encode("", 8) == [0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "code"),
+    [([320], 4, None), ([-1], 4, None), ([], 4, None), ("Return", MAX_LEN, "context_length_exceeded"), ([5] * 200, 1, "context_length_exceeded")],
+)
+def test_impossible_prompts_are_refused(engine: ContinuousBatching, prompt: Any, max_tokens: int, code: str | None) -> None:
+    with pytest.raises(RequestError) as refused:
+        engine.encode(prompt, max_tokens)
+    assert (refused.value.status, refused.value.param, refused.value.code) == (400, "prompt", code)
+
+
+def test_the_whole_context_can_be_used(engine: ContinuousBatching) -> None:
+    ids = [random.Random(0).randrange(3, 320) for _ in range(MAX_LEN - 10)]
+    [piece] = asyncio.run(answer(engine, ids, Sampling(max_tokens=10, temperature=0)))
+    assert piece.n_tokens == 10 or piece.finish_reason == "stop"
+
+
+def test_a_dead_engine_says_so(experiment: Path) -> None:
+    engine = make(experiment / "base")
+    engine.health()
+    engine.close()
+    with pytest.raises(RuntimeError, match="generation thread ended"):
+        engine.health()
+    with pytest.raises(RequestError) as refused:
+        asyncio.run(answer(engine, "Return", Sampling(max_tokens=4)))
+    assert refused.value.status == 503
