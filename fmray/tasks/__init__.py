@@ -76,9 +76,13 @@ class TaskData:
 
 
 class Task(Component, package="fmray.tasks"):
-    """A downstream task. `name` is the middle part of its metric keys: `eval/<name>/macro_f1`."""
+    """A downstream task. `name` is the middle part of its metric keys: `eval/<name>/macro_f1`.
+
+    `head` is what a checkpoint for it bears, `metric_names` what `metrics` gives; all are better when higher.
+    """
 
     head: ClassVar[str]
+    metric_names: ClassVar[tuple[str, ...]]
     name: str
 
     @abc.abstractmethod
@@ -91,7 +95,7 @@ class Task(Component, package="fmray.tasks"):
 
     @abc.abstractmethod
     def metrics(self, truth_N: NDArray[np.int64], predicted_N: NDArray[np.int64], n_labels: int) -> dict[str, float]:
-        """The figures that judge predictions, by name."""
+        """The figures of `metric_names` for predictions."""
 
 
 class _Holder(Config):

@@ -17,6 +17,7 @@ from fmray.model.checkpoint import read_hf_config
 
 Rows = dict[str, NDArray[Any]]
 
+LONGEST = 512
 _SAFELY = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 
 
@@ -78,6 +79,19 @@ class Classifier:
                 model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=_float32(), **_SAFELY)
         return cls(model.to(_device(device)), tokenizer)
 
+    def longest(self, max_length: int | None) -> int:
+        """The number of tokens that texts are cut to, which the tokenizer keeps as its own: `max_length`, or by default all of
+        the model's positions up to 512.
+
+        Raises:
+            ConfigError: the model has fewer positions than `max_length`.
+        """
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if max_length is not None and limit is not None and max_length > limit:
+            raise ConfigError(f"is {max_length}, but the model has {limit} positions", where="max_length", todo=f"use at most {limit}")
+        self.tokenizer.model_max_length = max_length or min(LONGEST, limit or LONGEST)
+        return int(self.tokenizer.model_max_length)
+
     def encode(self, texts: Sequence[str], max_length: int) -> Rows:
         """Token ids of each text, cut at `max_length` and padded on the right to the longest.
 
@@ -86,13 +100,7 @@ class Classifier:
 
         Returns:
             `input_ids_BT` int64 and `attention_mask_BT` int64.
-
-        Raises:
-            ConfigError: the model has fewer positions than `max_length`.
         """
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and max_length > limit:
-            raise ConfigError(f"max_length {max_length} is more than the model's {limit} positions", where="max_length", todo=f"use at most {limit}")
         encoded = self.tokenizer(list(texts), truncation=True, max_length=max_length, padding=True, padding_side="right", return_tensors="np")
         return {
             "input_ids_BT": encoded["input_ids"].astype(np.int64),

@@ -11,5 +11,5 @@ class Algorithm(Component, package="fmray.train.algorithms"):
     """Suggests the hyperparameters of each trial."""
 
     @abc.abstractmethod
-    def build(self, tune: ModuleType, metric: str, seed: int) -> Any:
-        """The Ray Tune searcher, seeded. `metric` is maximised."""
+    def build(self, tune: ModuleType, metric: str, seed: int, max_concurrent: int) -> Any:
+        """The Ray Tune searcher, seeded, with at most `max_concurrent` trials at a time. `metric` is maximised."""

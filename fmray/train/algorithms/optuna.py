@@ -18,10 +18,11 @@ class Optuna(Algorithm):
     type: Literal["optuna"] = "optuna"
     startup_trials: int = Field(10, ge=1)
 
-    def build(self, tune: ModuleType, metric: str, seed: int) -> Any:
+    def build(self, tune: ModuleType, metric: str, seed: int, max_concurrent: int) -> Any:
         """`OptunaSearch` with a seeded TPE sampler."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.startup_trials)
-        return tune.create_searcher("optuna", metric=metric, mode="max", sampler=sampler)
+        searcher = tune.create_searcher("optuna", metric=metric, mode="max", sampler=sampler)
+        return tune.search.ConcurrencyLimiter(searcher, max_concurrent=max_concurrent)

@@ -11,6 +11,6 @@ class Random(Algorithm):
 
     type: Literal["random"] = "random"
 
-    def build(self, tune: ModuleType, metric: str, seed: int) -> Any:
+    def build(self, tune: ModuleType, metric: str, seed: int, max_concurrent: int) -> Any:
         """`BasicVariantGenerator` with a seeded generator."""
-        return tune.create_searcher("random", random_state=seed)
+        return tune.create_searcher("random", random_state=seed, max_concurrent=max_concurrent)

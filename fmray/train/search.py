@@ -1,0 +1,281 @@
+"""The stage search: Ray Tune over the fine-tuning of one classifier. The only file that imports `ray.tune`."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fmray.cluster import connect, require
+from fmray.core.artifact import Artifact, write_json
+from fmray.core.config import Config
+from fmray.core.errors import FmrayError, RunError
+from fmray.core.report import Decision
+from fmray.core.stage import Out, stage
+from fmray.model.checkpoint import Checkpoint, Trial, read_hf_config
+from fmray.tasks import TaskData
+from fmray.train.finetune import TASK_SUMMARY, export, run_tuning
+from fmray.train.finetune import plan as plan_tuning
+from fmray.train.search_config import SearchConfig
+from fmray.train.tuning import MODEL, Epochs, Tuned, tune_classifier
+
+if TYPE_CHECKING:
+    from ray.tune import ResultGrid, Tuner
+
+CONTROL = "control"
+SCORE = "score"
+TUNE_ENVIRONMENT = {
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # what a killed driver may lose
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run instead of making Tune return half a search
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # its tables on stdout
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def plan(config: SearchConfig, upstream: dict[str, Config]) -> dict[str, str]:
+    """What `fmray check` says about a search."""
+    space = ", ".join(f"{name}: {values.type} {list(values.edges())}" for name, values in config.space.items())  # type: ignore[attr-defined]
+    trials = f"{config.num_trials} by {config.algorithm.type} search under {config.scheduler.type}, and one control from random weights"  # type: ignore[attr-defined]
+    return {**plan_tuning(config, upstream), "trials": trials, "space": space}
+
+
+@stage("search", version=1, plan=plan)
+def search(config: SearchConfig, checkpoint: Artifact[Checkpoint], decision: Artifact[Decision], out: Out) -> Checkpoint:
+    """Searches, exports the trial and epoch that are best on the validation split, and tunes a control from random weights.
+
+    The test split is read by nothing here: the trials get a file without it. Killed, finished trials are kept, running ones
+    go on from their last epoch.
+
+    Raises:
+        RunError: every trial failed; the message names the first failure.
+    """
+    read_hf_config(checkpoint.path)
+    out.progress(f"reading the task {config.task.name}")
+    data = config.task.load()
+    write_json(out.path / TASK_SUMMARY, data.summary())
+    seen = out.work / "data.json"
+    data.save(seen, ("train", "validation"))
+    connect()
+    require([{"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {})], wait_s=60.0)
+    results = _run_trials(config, checkpoint.path, seen, out)
+    ended = [_ended(config, index, result) for index, result in enumerate(results)]
+    winner = max((e for e in ended if e.best is not None), key=lambda e: e.score, default=None)
+    if winner is None or winner.best is None:
+        raise _all_failed(results, ended, out.work / "tune")
+    control = _control(config, winner, checkpoint.path, seen, out)
+    payload = export(out, checkpoint, config.trial(winner.trial.config), data, winner.best, [e.trial for e in ended] + [control])
+    for scratch in ("tune", CONTROL):
+        shutil.rmtree(out.work / scratch)
+    return payload
+
+
+def _all_failed(results: "ResultGrid", ended: list["_Ended"], folder: Path) -> FmrayError:
+    cause = _cause(results[0].error)
+    if isinstance(cause, FmrayError) and cause.exit_code == 2:
+        return cause
+    return RunError(f"every one of the {len(ended)} trials failed; the first: {ended[0].trial.note}", todo=f"see {folder}")
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A trial that ended: its line in the trace, and where its best epoch lies (None: it failed)."""
+
+    trial: Trial
+    best: Path | None
+
+    @property
+    def score(self) -> float:
+        return float("-inf") if self.trial.score is None else self.trial.score
+
+
+class _Board:
+    """Who is told how far the trials are. Ray Tune pickles its callbacks and restores the pickled ones: a terminal cannot be inside."""
+
+    tell: ClassVar[Callable[[list[Any]], None]] = lambda trials: None
+
+
+def _run_trials(config: SearchConfig, start: Path, data: Path, out: Out) -> "ResultGrid":
+    folder = out.work / "tune"
+
+    def tell(trials: list[Any]) -> None:
+        scores = [t.metric_analysis[SCORE]["max"] for t in trials if SCORE in t.metric_analysis]
+        best = {f"best_validation_{config.metric}": max(scores)} if scores else {}
+        failed = sum(t.status == "ERROR" for t in trials)
+        ended = sum(t.is_finished() for t in trials)
+        out.progress(f"trials ({failed} failed)" if failed else "trials", done=ended, total=config.num_trials, **best)
+
+    with _environment(TUNE_ENVIRONMENT), _quiet():
+        tuner = _tuner(config, start, data, folder)
+        _Board.tell = tell
+        try:
+            return tuner.fit()
+        finally:
+            _Board.tell = lambda trials: None
+
+
+def _tuner(config: SearchConfig, start: Path, data: Path, folder: Path) -> "Tuner":
+    """A new experiment in `folder`, or the one that was interrupted there."""
+    from ray import tune
+    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+
+    trainable = tune.with_resources(_trainable(config, start, data), {"cpu": config.num_cpus, "gpu": config.num_gpus})
+    if any(folder.glob("experiment_state*.json")):
+        return Tuner.restore(str(folder), trainable=trainable, resume_unfinished=True, resume_errored=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    return Tuner(
+        trainable,
+        param_space={name: distribution.domain(tune) for name, distribution in config.space.items()},
+        tune_config=TuneConfig(
+            search_alg=config.algorithm.build(tune, SCORE, config.seed, config.max_concurrent_trials),
+            scheduler=config.scheduler.build(tune, SCORE, config.max_epochs),
+            num_samples=config.num_trials,
+            reuse_actors=True,
+            trial_dirname_creator=_trial_id,
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            # The best epoch and, whatever its score, the latest one, from which a trial is taken up again.
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"),
+            callbacks=[_callback()],
+            verbose=0,
+        ),
+    )
+
+
+def _trial_id(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _trainable(config: SearchConfig, start: Path, data: Path) -> Callable[[dict[str, Any]], None]:
+    def trial(values: dict[str, Any]) -> None:
+        from ray import tune
+
+        def on_epoch(tuned: Tuned) -> bool:
+            history = tuned.progress.history
+            with tempfile.TemporaryDirectory() as folder:
+                tuned.save(Path(folder))
+                tune.report({SCORE: history[-1], "history": list(history)}, checkpoint=tune.Checkpoint.from_directory(folder))
+            return True
+
+        saved = tune.get_checkpoint()
+        with saved.as_directory() if saved else contextlib.nullcontext() as resume:
+            tune_classifier(
+                config.trial(_plain(values)), start, TaskData.read(data), resume=Path(resume) if resume else None, on_epoch=on_epoch
+            )
+
+    return trial
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Python's own numbers for those that numpy drew."""
+    return {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+
+
+def _callback() -> Any:
+    from ray.tune import Callback
+
+    class Live(Callback):
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+            _Board.tell(trials)
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            _Board.tell(trials)
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            _Board.tell(trials)
+
+    return Live()
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that Ray Tune reads in this process, set for the block alone."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Tune's information goes nowhere for the block; its warnings stay."""
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _ended(config: SearchConfig, index: int, result: Any) -> _Ended:
+    """What became of a trial, read from Ray Tune's result and folder."""
+    metrics, folder = result.metrics or {}, Path(result.path)
+    values = json.loads((folder / "params.json").read_text())
+    history = tuple(metrics.get("history", ()))
+    died = _deaths(folder / "error.txt")
+    best = None
+    if result.error is not None:
+        status, note = "failed", f"{_first_line(result.error)} ({died} times)"
+    else:
+        status = "finished" if len(history) == config.trial(values).epochs else "stopped"
+        note = f"stopped by {config.scheduler.type}" if status == "stopped" else ""  # type: ignore[attr-defined]
+        note += f"{', ' if note else ''}died {died} times and was taken up again" if died else ""
+        best = Path(max(result.best_checkpoints, key=lambda pair: (pair[1][SCORE], pair[1]["training_iteration"]))[0].path)
+    trial = Trial(
+        trial_id=f"{index:03d}", config=values, status=status, score=max(history, default=None), history=history,
+        wall_s=metrics.get("time_total_s"), note=note,
+    )  # fmt: skip
+    return _Ended(trial, best)
+
+
+def _deaths(errors: Path) -> int:
+    """How often a trial died, by the file to which Ray Tune adds each failure."""
+    if not errors.exists():
+        return 0
+    return sum(line.startswith("Failure #") for line in errors.read_text(errors="replace").splitlines())
+
+
+def _cause(error: BaseException) -> BaseException:
+    return getattr(error, "cause", None) or error
+
+
+def _first_line(error: BaseException) -> str:
+    cause = _cause(error)
+    return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
+
+
+def _control(config: SearchConfig, winner: _Ended, start: Path, data: Path, out: Out) -> Trial:
+    """The winner's hyperparameters on random weights, for as many epochs as the winner ran; its best epoch goes to `control/`."""
+    clock = time.monotonic()
+    folder = out.work / CONTROL
+    history: tuple[float, ...] = ()
+    try:
+        run_tuning(
+            config.trial(winner.trial.config), start, data, folder, out, from_scratch=True, stop_after=len(winner.trial.history), what="control"
+        )
+        epochs = Epochs(folder)
+        history = epochs.history()
+        shutil.copytree(epochs.best() / MODEL, out.path / CONTROL, dirs_exist_ok=True)
+        status, note = "control", "the winner's hyperparameters from random weights"
+    except RunError as error:
+        status, note = "failed", f"the control from random weights failed: {error}"
+    return Trial(
+        trial_id=CONTROL, config=winner.trial.config, status=status, score=max(history, default=None), history=history,
+        wall_s=round(time.monotonic() - clock, 3), note=note,
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""The config of a search: what is tuned, over which space, by which algorithm and scheduler; checked before anything runs."""
+
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, get_args, get_origin
+
+from pydantic import Field, model_validator
+
+from fmray.core.config import Component, Config, did_you_mean, dump, load_config, runtime
+from fmray.core.errors import ConfigError
+from fmray.train.algorithms import Algorithm
+from fmray.train.algorithms.random import Random
+from fmray.train.schedulers import Scheduler
+from fmray.train.schedulers.asha import Asha
+from fmray.train.space import Distribution
+from fmray.train.tuning import TuningConfig
+
+FIXED = ("metric",)
+SCALARS = (int, float, bool, str)
+
+
+class SearchConfig(TuningConfig):
+    """A fine-tuning whose fields named in `space` are searched; every other field holds for all trials.
+
+    Attributes:
+        space: dotted field of the fine-tuning -> the values that it may take.
+        max_concurrent_trials: at most so many at a time; the cluster may hold fewer. Which hyperparameters are drawn does
+            not depend on it (Optuna: beyond its start-up trials it does), whom ASHA stops may.
+        max_failures: how often a trial that died is taken up again from its last epoch before it counts as failed.
+    """
+
+    space: dict[str, Distribution] = Field(min_length=1)
+    num_trials: int = Field(8, ge=1)
+    algorithm: Algorithm = Random()
+    scheduler: Scheduler = Asha()
+    max_concurrent_trials: int = runtime(2, ge=1)
+    max_failures: int = runtime(2, ge=0)
+
+    @model_validator(mode="after")
+    def _space_fits(self) -> Self:
+        known = searchable()
+        for name, distribution in self.space.items():
+            if name not in known:
+                raise ConfigError(f"unknown field '{name}'{did_you_mean(name, known)}", where="space", todo=f"searchable: {', '.join(known)}")
+            for value in distribution.edges():
+                try:
+                    self.trial({name: value})
+                except ConfigError as error:
+                    raise ConfigError(error.what, where=f"space.{name}") from None
+        return self
+
+    def trial(self, values: dict[str, Any]) -> TuningConfig:
+        """The fine-tuning of one trial: this config with `values` (by dotted field) in place.
+
+        Raises:
+            ConfigError: a value that the field does not accept.
+        """
+        fields = {name: value for name, value in dump(self).items() if name in TuningConfig.model_fields}
+        for name, value in values.items():
+            *parents, last = name.split(".")
+            at = fields
+            for parent in parents:
+                at = at[parent]
+            at[last] = value
+        return load_config(TuningConfig, fields)
+
+    @property
+    def max_epochs(self) -> int:
+        """The most epochs that any trial may run."""
+        return max(self.space["epochs"].edges()) if "epochs" in self.space else self.epochs
+
+
+def searchable() -> list[str]:
+    """The dotted names of the fields that a space may name: the single values that enter a fine-tuning's fingerprint."""
+    return [name for name in _leaves(TuningConfig) if name not in FIXED]
+
+
+def _leaves(cls: type[Config], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in cls.model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("runtime"):
+            continue
+        kind = field.annotation
+        kinds = [k for k in get_args(kind) if k is not NoneType] if isinstance(kind, UnionType) else [kind]
+        if all(k in SCALARS or get_origin(k) is Literal for k in kinds):
+            names.append(prefix + name)
+        elif isinstance(kind, type) and issubclass(kind, Config) and not issubclass(kind, Component):
+            names += _leaves(kind, f"{prefix}{name}.")
+    return names

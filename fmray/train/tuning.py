@@ -1,0 +1,207 @@
+"""Fine-tunes a classifier: what the finetune stage and every trial of a search run, in one process.
+
+Shapes: N examples, B rows, T positions.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from fmray.core.artifact import write_json
+from fmray.core.config import Config, did_you_mean, runtime
+from fmray.core.cursor import Cursor
+from fmray.core.errors import ConfigError
+from fmray.objectives.supervised import Supervised
+from fmray.tasks import Split, Task, TaskData
+from fmray.tasks.classifier import Classifier, Rows
+from fmray.train.engine import Precision, StepStats, TorchEngine
+from fmray.train.loop import Step, train
+from fmray.train.optim import Optim
+from fmray.train.schedules import Schedule
+from fmray.train.schedules.linear import Linear
+
+MODEL, STATE, PROGRESS = "model", "state", "progress.json"
+
+
+class TuningOptim(Optim):
+    """The optimizer with defaults for a model that has learnt something already: a lower lr that falls to zero, little decay."""
+
+    lr: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Schedule = Linear()
+
+
+class TuningConfig(Config):
+    """How a classifier is fine-tuned; finetune takes it as it is, search varies what its space names.
+
+    Attributes:
+        metric: the validation figure of the task by which the best epoch (and the best trial) is chosen.
+        max_length: texts are cut to so many tokens; None takes what the model has positions for, at most 512.
+        micro_batch_size: rows a forward pass; None takes the global batch at once.
+        num_cpus: cores, and so torch threads, of the process that trains.
+    """
+
+    task: Task
+    optim: TuningOptim = TuningOptim()
+    epochs: int = Field(3, ge=1)
+    global_batch_size: int = Field(16, ge=1)
+    max_length: int | None = Field(None, ge=2)
+    precision: Precision = "fp32"
+    metric: str = "macro_f1"
+    seed: int = Field(0, ge=0)
+    micro_batch_size: int | None = runtime(None, ge=1)
+    num_cpus: int = runtime(1, ge=1)
+    num_gpus: int = runtime(0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _metric_of_the_task(self) -> "TuningConfig":
+        known = self.task.metric_names
+        if self.metric not in known:
+            hint = did_you_mean(self.metric, known)
+            raise ConfigError(f"the task {self.task.name} has no metric '{self.metric}'{hint}", where="metric", todo=f"known: {', '.join(known)}")
+        return self
+
+
+@dataclass
+class Progress:
+    """What has been done: finished epochs, the validation score after each, and the loss of every optimizer step."""
+
+    history: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    n_tokens: list[int] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return len(self.history)
+
+
+@dataclass
+class Tuned:
+    """A classifier after an epoch, with all that resumes it."""
+
+    classifier: Classifier
+    engine: TorchEngine
+    progress: Progress
+
+    def save(self, folder: Path) -> None:
+        """Writes `model/` (a Hugging Face directory), `state/` (the engine's) and `progress.json` into an empty folder."""
+        (folder / STATE).mkdir(parents=True)
+        self.classifier.save(folder / MODEL)
+        self.engine.save(folder / STATE)
+        write_json(folder / PROGRESS, vars(self.progress))
+
+
+OnEpoch = Callable[[Tuned], bool]
+OnStep = Callable[[int, int, StepStats], None]
+
+
+def tune_classifier(
+    config: TuningConfig, start: Path, data: TaskData, *, from_scratch: bool = False, resume: Path | None = None,
+    on_epoch: OnEpoch, on_step: OnStep = lambda step, total, stats: None,
+) -> None:  # fmt: skip
+    """Trains on the train split; after each epoch scores the validation split and calls `on_epoch`, which says whether to go on.
+
+    Args:
+        start: a Hugging Face directory.
+        from_scratch: the same architecture from random weights: the control that says what the weights in `start` gave.
+        resume: a folder that `Tuned.save` wrote for the same config; what follows equals the uninterrupted run.
+
+    Raises:
+        ArtifactError: `start` is no model, or one without a classification head.
+        RunError: the loss is not finite.
+    """
+    import torch
+
+    torch.set_num_threads(config.num_cpus)
+    classifier = Classifier.start(start, data.labels, seed=config.seed, from_scratch=from_scratch, device="cuda" if config.num_gpus else "cpu")
+    max_length = classifier.longest(config.max_length)
+    train_split, validation = data.splits["train"], data.splits["validation"]
+    rows = _rows(classifier, train_split, max_length)
+    judged = classifier.encode(validation.texts, max_length)
+    steps = -(-len(train_split) // config.global_batch_size)
+    engine = TorchEngine(
+        classifier.model, config.optim, lambda step: config.optim.lr_at(step, steps * config.epochs),
+        precision=config.precision, device=str(classifier.model.device),
+    )  # fmt: skip
+    tuned = Tuned(classifier, engine, Progress())
+    if resume is not None:
+        engine.load(resume / STATE)
+        tuned.progress = read_progress(resume)
+
+    def note(step: int, stats: StepStats, cursor: Cursor) -> None:
+        tuned.progress.losses.append(stats.loss)
+        on_step(step, steps * config.epochs, stats)
+
+    for epoch in range(tuned.progress.epoch, config.epochs):
+        train(engine, Supervised(), _batches(rows, config, epoch), max_steps=(epoch + 1) * steps, seed=config.seed, on_step=note)
+        predicted_N = classifier.logits(judged).argmax(axis=1)
+        tuned.progress.history.append(config.task.metrics(validation.labels_N, predicted_N, len(data.labels))[config.metric])
+        tuned.progress.n_tokens.append(int(rows["attention_mask_BT"].sum()))
+        if not on_epoch(tuned):
+            return
+
+
+def _rows(classifier: Classifier, split: Split, max_length: int) -> Rows:
+    rows = classifier.encode(split.texts, max_length)
+    return {**rows, "labels_B": split.labels_N, "row_ids_B": np.arange(len(split), dtype=np.int64)}
+
+
+def _batches(rows: Rows, config: TuningConfig, epoch: int) -> Iterator[Step]:
+    """The global batches of one epoch: a permutation of seed and epoch alone; the last one may be smaller."""
+    objective, size = Supervised(), config.global_batch_size
+    order_N = np.random.default_rng([config.seed, epoch]).permutation(len(rows["row_ids_B"]))
+    micro = config.micro_batch_size or size
+    for first in range(0, len(order_N), size):
+        picked_B = order_N[first : first + size]
+        parts = [picked_B[i : i + micro] for i in range(0, len(picked_B), micro)]
+        batches = [objective.collate({name: column[part] for name, column in rows.items()}) for part in parts]
+        yield batches, Cursor(epoch=epoch, row=first + len(picked_B))
+
+
+def read_progress(folder: Path) -> Progress:
+    """The progress that `Tuned.save` wrote."""
+    return Progress(**json.loads((folder / PROGRESS).read_text()))
+
+
+class Epochs:
+    """Saved epochs of one tuning below a folder: the latest one, which resumes it, and the best one, which it ends in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def latest(self) -> Path | None:
+        """The folder of the latest saved epoch."""
+        saved = sorted(self.folder.glob("epoch_*"))
+        return saved[-1] if saved else None
+
+    def history(self) -> tuple[float, ...]:
+        """The validation score after each finished epoch."""
+        latest = self.latest()
+        return () if latest is None else tuple(read_progress(latest).history)
+
+    def best(self) -> Path:
+        """The folder of the epoch with the highest validation score, the last of equals: it has seen more."""
+        history = self.history()
+        return self.folder / _epoch_name(max(range(len(history)), key=lambda i: (history[i], i)) + 1)
+
+    def add(self, tuned: Tuned) -> None:
+        """Saves an epoch, whole or not at all, and removes those that are neither the latest nor the best."""
+        unfinished = self.folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        tuned.save(unfinished)
+        unfinished.rename(self.folder / _epoch_name(tuned.progress.epoch))
+        kept = {self.latest(), self.best()}
+        for folder in self.folder.glob("epoch_*"):
+            if folder not in kept:
+                shutil.rmtree(folder)
+
+
+def _epoch_name(epoch: int) -> str:
+    return f"epoch_{epoch:04d}"

@@ -1,0 +1,102 @@
+"""A tiny decoder with a trained tokenizer as an artifact, labelled texts that it can learn, and outs to run stages with."""
+
+import csv
+import random
+from pathlib import Path
+from typing import Any
+
+from fmray.core.artifact import Artifact, Payload, Provenance, Record, fingerprint, load, write_json
+from fmray.core.report import Decision
+from fmray.core.stage import Out
+from fmray.model.architectures.decoder import Decoder
+from fmray.model.checkpoint import Checkpoint, hf_digest
+
+WORDS = {
+    "weather": "rain snow wind storm cloud sunshine thunder frost humid breeze".split(),
+    "cooking": "butter onion simmer roast flour garlic oven whisk pepper broth".split(),
+    "sailing": "anchor mast rudder harbour sail tide deck rope captain hull".split(),
+}
+PLAIN = "the a of it was and then we saw very much little again near over".split()
+
+
+def labelled(n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """`n` distinct texts of each label: a few of its words among plain ones."""
+    draw = random.Random(seed)
+    rows: dict[str, str] = {}
+    for label, words in WORDS.items():
+        while sum(v == label for v in rows.values()) < n:
+            length = draw.randint(6, 14)
+            rows[" ".join(draw.choice(words) if draw.random() < 0.35 else draw.choice(PLAIN) for _ in range(length)) + f" {draw.choice(words)}"] = label
+    return list(rows.items())
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]], header: tuple[str, str] = ("text", "label")) -> Path:
+    """A CSV file of texts and labels."""
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def task(path: Path, **changes: Any) -> dict[str, Any]:
+    """The config of a text classification over a CSV file."""
+    return {"type": "text_classification", "name": "topics", "source": {"type": "csv", "path": str(path)}, "label": "label", "classes": 3} | changes
+
+
+def save_decoder(folder: Path, vocab_size: int = 400, max_positions: int = 64) -> None:
+    """A random Llama of two thin layers and a byte-level BPE tokenizer, saved as Hugging Face files."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fmray.data import tokenizer as tokenizers_
+
+    texts = [text for text, _ in labelled(200)]
+    tokenizers_.train([texts], vocab_size, max_positions, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    shape = Decoder(num_hidden_layers=2, hidden_size=48, num_attention_heads=2, intermediate_size=96)
+    config = shape.hf_config(vocab_size, max_positions)
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def commit(folder: Path, payload: Payload, name: str) -> Artifact[Any]:
+    """Writes a record so that the folder is a complete artifact."""
+    identity = {"stage": "by hand", "name": name}
+    made = Provenance(git_commit=None, git_dirty=None, argv=(), host="", python="", versions={}, devices=(), device_hours=0.0, started_at="")
+    record = Record(
+        kind=type(payload).kind, name=name, stage="by hand", version=1, round=1, fingerprint=fingerprint(identity), identity=identity, config={},
+        inputs={}, payload=payload.model_dump(mode="json"), provenance=made, wall_s=0.0,
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "record.json", record.model_dump(mode="json"))
+    return load(folder)
+
+
+def base_model(folder: Path) -> Artifact[Checkpoint]:
+    """The tiny decoder as a checkpoint."""
+    save_decoder(folder)
+    payload = Checkpoint(head="causal_lm", architecture="llama", digest=hf_digest(folder), n_params=1, vocab_size=400)
+    return commit(folder, payload, "base")
+
+
+def admitting(folder: Path, checkpoint: Artifact[Checkpoint]) -> Artifact[Decision]:
+    """A decision that admits the checkpoint."""
+    payload = Decision(subject=checkpoint.fingerprint, subject_digest=checkpoint.payload.digest, admitted=True, reasons=())
+    return commit(folder, payload, "gate")
+
+
+class Watcher:
+    """Keeps what a stage tells while it runs."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, float | None, float | None, dict[str, float]]] = []
+
+    def progress(self, step: str, text: str, done: float | None, total: float | None, figures: Any) -> None:
+        """Keeps it."""
+        self.told.append((text, done, total, dict(figures)))
+
+
+def out_at(path: Path, watcher: Watcher | None = None) -> Out:
+    """What a stage writes to."""
+    path.mkdir(parents=True, exist_ok=True)
+    return Out(path, "f" * 64, path.name, path.parent / f"{path.name}.log", watcher)
