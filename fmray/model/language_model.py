@@ -105,7 +105,7 @@ class LanguageModel:
                 ids_BT[place, : len(rows[i])] = rows[i]
                 segments_BT[place, : len(rows[i])] = 1
             # Padding stands behind a row, where a causal model's tokens cannot see it.
-            positions_BT = np.broadcast_to(np.arange(width), ids_BT.shape)
+            positions_BT = np.tile(np.arange(width), (len(chosen), 1))
             nll_BT = self.token_nll(ids_BT, segments_BT, positions_BT).astype(np.float64)
             for place, i in enumerate(chosen):
                 result[i] = (-float(np.nansum(nll_BT[place])), int((~np.isnan(nll_BT[place])).sum()))

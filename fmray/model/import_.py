@@ -1,0 +1,97 @@
+"""The stage import: any Hugging Face directory becomes a Checkpoint, so that a model from outside enters by the same door."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from fmray.core.artifact import sha256_file
+from fmray.core.config import Config
+from fmray.core.errors import ArtifactError
+from fmray.core.stage import Out, stage
+from fmray.model.checkpoint import Checkpoint, Head, count_weights, hf_digest, hf_files, read_hf_config
+
+HEADS: dict[str, Head] = {"ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForSequenceClassification": "sequence_classification"}
+
+
+class ImportConfig(Config):
+    """Where the model lies: a directory that `save_pretrained` wrote, with safetensors weights and its tokenizer."""
+
+    path: str
+
+    @property
+    def folder(self) -> Path:
+        """The absolute directory."""
+        return Path(self.path).expanduser().absolute()
+
+    def identity(self) -> dict[str, Any]:
+        """The files by name and sha256, wherever they lie.
+
+        Raises:
+            ArtifactError: the directory is no checkpoint.
+        """
+        check_directory(self.folder)
+        return {"files": {name: sha256_file(self.folder / name) for name in hf_files(self.folder)}}
+
+
+def plan(config: ImportConfig, upstream: Mapping[str, Config]) -> dict[str, str]:
+    """What `fmray check` says: the model that lies there."""
+    hf_config = check_directory(config.folder)
+    return {"model": f"{hf_config['architectures'][0]} from {config.path}", "parameters": f"{count_weights(config.folder):,}"}
+
+
+@stage("import", version=1, plan=plan)
+def import_(config: ImportConfig, out: Out) -> Checkpoint:
+    """Copies the Hugging Face files. No code of the model's is run and no pickle is read.
+
+    Raises:
+        ArtifactError: the directory is not a checkpoint of a head that fmray knows.
+    """
+    hf_config = check_directory(config.folder)
+    for number, name in enumerate(names := hf_files(config.folder)):
+        out.progress(name, done=number, total=len(names))
+        shutil.copyfile(config.folder / name, out.path / name)
+    labels = hf_config.get("id2label") or {}
+    head = _head(hf_config, config.folder)
+    return Checkpoint(
+        head=head,
+        architecture=str(hf_config["model_type"]),
+        digest=hf_digest(out.path),
+        n_params=count_weights(out.path),
+        vocab_size=int(hf_config["vocab_size"]),
+        labels=tuple(labels[key] for key in sorted(labels, key=int)) if head == "sequence_classification" else (),
+    )
+
+
+def check_directory(root: Path) -> Mapping[str, Any]:
+    """The `config.json` of a directory that can be imported.
+
+    Raises:
+        ArtifactError: config, weights, a shard of them or the tokenizer is missing or damaged, or the head is of another kind.
+    """
+    hf_config = read_hf_config(root)
+    index = root / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ArtifactError(f"is damaged ({error})", where=str(index), todo="copy the checkpoint again") from None
+        missing = sorted(name for name in shards if not (root / name).is_file())
+        if missing:
+            raise ArtifactError(f"lacks {len(missing)} of its {len(shards)} weight files, {missing[0]} first", where=str(root), todo="copy the checkpoint again")
+    count_weights(root)
+    _head(hf_config, root)
+    if not any((root / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        raise ArtifactError("has no tokenizer beside its weights", where=str(root), todo="save the tokenizer into the same directory")
+    if not isinstance(hf_config.get("vocab_size"), int):
+        raise ArtifactError("has no vocab_size in its config.json", where=str(root))
+    return hf_config
+
+
+def _head(hf_config: Mapping[str, Any], root: Path) -> Head:
+    named = (hf_config.get("architectures") or ["a model without `architectures`"])[0]
+    for suffix, head in HEADS.items():
+        if named.endswith(suffix):
+            return head
+    raise ArtifactError(f"holds {named}, which has none of the heads {', '.join(get_args(Head))}", where=str(root), todo="save it with AutoModelForCausalLM or AutoModelForSequenceClassification")
