@@ -51,7 +51,7 @@ def test_a_truncated_weight_file_is_refused(copy, length):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda root: shutil.rmtree(root), "is not a directory"),
+        (shutil.rmtree, "is not a directory"),
         (lambda root: (root / "config.json").unlink(), "has no config.json"),
         (lambda root: (root / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda root: (root / "config.json").write_text("{}"), "names no model_type"),

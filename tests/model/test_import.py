@@ -68,7 +68,7 @@ def _lost_shard(root):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda root: shutil.rmtree(root), "is not a directory"),
+        (shutil.rmtree, "is not a directory"),
         (lambda root: [(root / name).unlink() for name in ("config.json", "model.safetensors")], "is not a model checkpoint"),
         (lambda root: (root / "tokenizer.json").unlink(), "no tokenizer"),
         (_unnamed, "holds BertModel"),

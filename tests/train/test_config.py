@@ -1,0 +1,81 @@
+"""The config of pretrain: batch arithmetic, overrides, what enters the fingerprint, the plan."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fmray.core.config import load_config
+from fmray.core.errors import ConfigError
+from fmray.train.config import PretrainConfig
+from fmray.train.plan import GIB, plan, state_bytes_per_param
+
+GOOD = {"model": {"type": "decoder"}, "global_batch_size": 8, "max_steps": 10}
+
+
+def config(**changes):
+    return load_config(PretrainConfig, GOOD | changes, "base")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"global_batch_size": 9}, "global_batch_size 9 does not divide among num_workers 2"),
+        ({"micro_batch_size": 3}, "the 4 rows of each worker .* do not divide into micro_batch_size 3"),
+        ({"epochs": 2.0}, "give either max_steps or epochs"),
+        ({"max_steps": None}, "give either max_steps or epochs"),
+        ({"engine": "torch"}, "engine torch runs on one worker"),
+        ({"zero": {"stage": 4}}, "base.zero.stage"),
+        ({"zero": {"stage": 0, "offload_optimizer": True}}, "offload_optimizer needs stage 1, 2 or 3"),
+        ({"deepspeed": {"train_batch_size": 4}}, "deepspeed.train_batch_size cannot be overridden"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "set zero.stage instead"),
+        ({"objective": {"type": "supervised"}}, "objective supervised does not pretrain"),
+        ({"objective": {"type": "causal"}}, "unknown objective 'causal', did you mean 'causal_lm'"),
+        ({"precision": "fp8"}, "base.precision"),
+        ({"optim": {"lr": "fast"}}, "base.optim.lr"),
+        ({"num_worker": 2}, "unknown key 'num_worker', did you mean 'num_workers'"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(changes, said):
+    with pytest.raises(ConfigError, match=said) as error:
+        config(**changes)
+    assert str(error.value).startswith("base")
+    assert "\n" not in str(error.value)
+
+
+def test_where_it_runs_stays_out_of_the_identity_and_what_it_computes_is_in():
+    same = config(num_workers=4, zero={"stage": 3}, micro_batch_size=1, checkpoint_every_steps=7, keep_checkpoints=5, max_failures=0, use_gpu=True)
+    assert same.identity() == config().identity()
+    for change in ({"precision": "fp32"}, {"seed": 1}, {"attention": "eager"}, {"deepspeed": {"prescale_gradients": True}}, {"optim": {"lr": 0.1}}, {"compile": True}):
+        assert config(**change).identity() != config().identity()
+
+
+def test_accumulation_is_derived():
+    assert config(global_batch_size=24, num_workers=2, micro_batch_size=3).grad_accum_steps == 4
+    assert config().grad_accum_steps == 1
+    assert config(max_steps=None, epochs=1.5).total_steps(100) == 19
+
+
+def test_overrides_are_merged_last():
+    made = config(deepspeed={"bf16": {"immediate_grad_update": True}, "zero_optimization": {"reduce_bucket_size": 1000}}).engine_config()
+    assert made["bf16"] == {"enabled": True, "immediate_grad_update": True}
+    assert made["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 1000}
+    assert config(zero={"stage": 0}).engine_config()["torch_autocast"]["enabled"] is True
+
+
+def test_memory_follows_the_published_formulas():
+    for workers in (1, 2, 8):
+        got = [state_bytes_per_param(stage, workers, "bf16") for stage in range(4)]
+        assert got == pytest.approx([16, 4 + 12 / workers, 2 + 14 / workers, 16 / workers])
+        got = [state_bytes_per_param(stage, workers, "fp32") for stage in range(4)]
+        assert got == pytest.approx([16, 8 + 12 / workers, 4 + 16 / workers, 20 / workers])
+
+
+def test_the_plan_names_parameters_tokens_flops_memory_and_accumulation():
+    lines = plan(config(micro_batch_size=2), {"dataset": SimpleNamespace(vocab_size=1000, seq_len=128)})
+    assert lines["parameters"] == "1,967,808 (vocabulary padded to 1,024)"
+    assert lines["tokens"] == "10,240 (10 steps x 8 rows x 128)"
+    assert lines["batch"] == "8 rows = 2 workers x 2 micro-batches x 2 rows"
+    assert lines["FLOPs"].startswith("1.33e+11")
+    assert f"stage 1: {1967808 * 10 / GIB:.3g} GiB" in lines["memory a worker"]
+    assert "once the dataset is" in plan(config(), {})["parameters"]
+    assert "checkpoint" in plan(config(model=None), {})["parameters"]
