@@ -55,7 +55,7 @@ def axis_for(values: Sequence[float], *, log: bool | None = None, zero: bool = F
         pad = max((math.log10(high) - math.log10(low)) * margin, 0.02)
         return Axis(low / 10**pad, high * 10**pad, log=True)
     if zero:
-        low, high = min(low, 0.0), max(high, 0.0)
+        low, high = min(low, 0.0), max(high, 0.0) or (1.0 if low >= 0 else 0.0)
     pad = (high - low or abs(high) or 1.0) * margin
     return Axis(low if zero and low == 0 else low - pad, high if zero and high == 0 else high + pad)
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fmray.core.artifact import RECORD, STARTED, Record, read_record
+from pydantic import ValidationError
+
+from fmray.core.artifact import RECORD, STARTED, Payload, Record, read_record
 from fmray.core.errors import ArtifactError
 from fmray.core.experiment import Step
 
@@ -81,7 +83,7 @@ class RunView:
 
     def by_fingerprint(self, fingerprint: str) -> StepView | None:
         """The step that made an artifact, or None when it came from elsewhere."""
-        return next((s for s in self.steps if s.fingerprint == fingerprint), None)
+        return next((s for s in self.steps if fingerprint and s.fingerprint == fingerprint), None)
 
     def sources(self, step: StepView) -> dict[str, StepView | None]:
         """The step behind each input; None for an artifact of another run."""
@@ -148,7 +150,20 @@ def _read_step(folder: Path) -> StepView | None:
     if record is None:
         identity = _read_json(folder / STARTED).get("identity") or {}
         return StepView(name, number, folder, str(identity.get("stage", "")), "unfinished", dict(identity.get("inputs") or {}))
+    if (fault := _payload_fault(record)) is not None:
+        return StepView(name, number, folder, record.stage, "damaged", dict(record.inputs), problem=f"its payload cannot be read ({fault})")
     return StepView(name, number, folder, record.stage, _state(record), dict(record.inputs), record)
+
+
+def _payload_fault(record: Record) -> str | None:
+    """What is wrong with a payload of a kind that is known here, or None."""
+    cls = Payload.of_kind(record.kind)
+    try:
+        if cls is not None:
+            cls.model_validate(record.payload)
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"])
+    return None
 
 
 def _state(record: Record) -> State:

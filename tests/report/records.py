@@ -204,7 +204,7 @@ def _after_base(w: Writer, model: str, folder: str = "base", gate: str = "base_g
 def two_rounds(root: Path) -> Path:
     """A gate that is not met sends back once, and the second round is admitted with a waiver."""
     w = Writer(root)
-    w.step("corpus", "prepare", dataset(canaries=None, removed={}))
+    w.step("corpus", "prepare", dataset(canaries=None, n_planted=0, removed={}))
     for round_, bits in ((1, 3.2), (2, 2.6)):
         folder = "base" if round_ == 1 else "base@2"
         first, last, start = (1, 400, 6.9) if round_ == 1 else (401, 800, 3.4)

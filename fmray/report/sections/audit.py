@@ -27,7 +27,7 @@ def _part(run: RunView, step: StepView) -> Markup:
     subject = run.subject(step)
     about = el("small", f"about {subject.label}" if subject else "about a checkpoint of another run")
     panels = [el("div", el("p", el("b", title)), metric_rows(group, title=title), class_="panel") for title, group in grouped(_audited(step))]
-    return el("div", heading(step, about), panels)
+    return el("div", heading(step, "audits", about), panels)
 
 
 def grouped(metrics: Sequence[Metric]) -> list[tuple[str, list[Metric]]]:

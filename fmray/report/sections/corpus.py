@@ -31,7 +31,7 @@ def _dataset(step: StepView) -> Markup:
         ("repaired", ", ".join(f"{rule}: {n:,}" for rule, n in data["notes"].items()) or "none"),
         ("canaries", f"{data['n_planted']:,} documents planted in the training split, to audit what is memorised" if data["n_planted"] else "none planted"),
     ]
-    return el("div", heading(step, tag("measured")), el("div", facts(known), _removed(data["removed"], _kept(data)), class_="two"))
+    return el("div", heading(step, "corpus", tag("measured")), el("div", facts(known), _removed(data["removed"], _kept(data)), class_="two"))
 
 
 def _kept(data: Mapping[str, Any]) -> int:

@@ -26,7 +26,7 @@ def _evaluated(run: RunView, step: StepView) -> Markup:
     shown = {m.name for main, others in compared for m in (main, *others)}
     rest = [m for m in metrics if m.name not in shown]
     about = el("small", f"about {subject.label}" if subject else "about a checkpoint of another run")
-    return el("div", heading(step, about), [_compared(main, others) for main, others in compared], _others(rest))
+    return el("div", heading(step, "evaluation", about), [_compared(main, others) for main, others in compared], _others(rest))
 
 
 def _compared(main: Metric, others: Sequence[Metric]) -> Markup:

@@ -25,7 +25,7 @@ def _gate(run: RunView, step: StepView) -> Markup:
         waiver = el("blockquote", el("b", f"Waived by {decision.waived_by}: "), decision.waiver_reason or "")
     rows = [_rule(reason) for reason in decision.reasons]
     rules = table(["rule", "observed", "limit", "verdict", "why"], rows, caption=f"Rules of {step.label}", numeric=(1, 2))
-    return el("div", heading(step, pill(step.state), " ", about), waiver, rules)
+    return el("div", heading(step, "gates", pill(step.state), " ", about), waiver, rules)
 
 
 def _rule(reason: Reason) -> list[Node]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from fmray.core.report import Decision, Metric
 from fmray.report.figures import UNKNOWN, baseline_name, count, duration, metrics_of, number, spell, with_baselines
 from fmray.report.lifecycle import draw
-from fmray.report.markup import Markup, anchor, el
-from fmray.report.sections.parts import Card, card, pill, tag
+from fmray.report.markup import Markup, el
+from fmray.report.sections.parts import Card, card, pill, step_anchor, tag
 from fmray.report.view import RunView, StepView
 
 Tile = tuple[str, str, str, str]
@@ -140,6 +140,6 @@ def section(run: RunView) -> Card:
     behind = [s for s in run.steps if s.record is None]
     lead = "Each box is a step; arrows carry artifacts; thin lines carry the same to steps further on."
     lead += " Dashed: a gate that was not met sent the run back." if any(s.round > 1 for s in run.steps) else ""
-    notes = [el("li", el("b", s.label), f" ({s.stage or 'unknown stage'}): ", pill(s.state), " ", s.problem, id=anchor(s.name)) for s in behind]
+    notes = [el("li", el("b", s.label), f" ({s.stage or 'unknown stage'}): ", pill(s.state), " ", s.problem, id=step_anchor(s, "life cycle")) for s in behind]
     return card("Life cycle", lead, draw(run), el("ul", notes) if notes else None)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fmray.core.report import Metric
 from fmray.report.charts import Row, rows_chart
@@ -28,9 +29,31 @@ def section_anchor(title: str) -> str:
     return anchor(title).replace("s-", "section-", 1)
 
 
-def heading(step: StepView, *after: Node) -> Markup:
-    """The heading of one step's part; the first round carries the anchor that the life cycle links to."""
-    return el("h3", step.label, " ", *after, id=anchor(step.name) if step.round == 1 else anchor(step.label))
+Home = Literal["life cycle", "gates", "training", "trials", "evaluation", "audits", "served", "corpus", "provenance"]
+
+
+def home(step: StepView) -> Home:
+    """The section that tells most of a step: where its node in the life cycle leads."""
+    if step.record is None:
+        return "life cycle"
+    if step.kind == "checkpoint":
+        return "trials" if step.payload["trials"] else "training" if step.payload["losses"] else "provenance"
+    if step.kind == "report":
+        keys = [metric["name"] for metric in step.payload["metrics"]]
+        audited = any(key.startswith("audit/") and not key.startswith("audit/cost/") for key in keys)
+        return "evaluation" if any(key.startswith("eval/") for key in keys) else "audits" if audited else "provenance"
+    kinds: dict[str, Home] = {"decision": "gates", "deployment": "served", "token_dataset": "corpus"}
+    return kinds.get(step.kind, "provenance")
+
+
+def step_anchor(step: StepView, here: Home) -> str | None:
+    """The id that links to a step lead to, if `here` is its home; links lead to first rounds."""
+    return anchor(step.name) if step.round == 1 and home(step) == here else None
+
+
+def heading(step: StepView, here: Home, *after: Node) -> Markup:
+    """The heading of one step's part in a section."""
+    return el("h3", step.label, " ", *after, id=step_anchor(step, here))
 
 
 def tag(method: str) -> Markup:

@@ -6,7 +6,7 @@ from urllib.parse import quote
 from fmray.core.artifact import Record
 from fmray.report.figures import duration, number
 from fmray.report.markup import Markup, Node, el, join, table
-from fmray.report.sections.parts import Card, card, facts, pill
+from fmray.report.sections.parts import Card, card, facts, pill, step_anchor
 from fmray.report.view import RunView, StepView
 
 
@@ -19,7 +19,8 @@ def section(run: RunView) -> Card:
 
 
 def _row(run: RunView, step: StepView) -> list[Node]:
-    link = el("a", step.label, href=quote(step.path.name) + "/") if step.path.is_dir() else step.label
+    here = step_anchor(step, "provenance")
+    link = el("a", step.label, href=quote(step.path.name) + "/", id=here) if step.path.is_dir() else el("span", step.label, id=here)
     record = step.record
     if record is None:
         return [link, step.stage, pill(step.state), "", _inputs(run, step), "", "", "", ""]

@@ -26,7 +26,7 @@ def _searched(step: StepView) -> Markup:
     charts = [_by_key(searched, key) for key in keys if len({str(config.get(key)) for _, config in searched}) > 1]
     lines = [Series(t["trial_id"], [(i + 1.0, score) for i, score in enumerate(t["history"])], f"s{1 + i % 6}") for i, t in enumerate(trials) if t["history"]]
     curve = plot(lines, title="Score of each trial by epoch", x_label="epoch", y_label="score", height=190, x_ticks=_whole(lines)) if lines else None
-    return el("div", heading(step, tag("measured")), _table(flat, keys), el("div", curve, charts, class_="two"))
+    return el("div", heading(step, "trials", tag("measured")), _table(flat, keys), el("div", curve, charts, class_="two"))
 
 
 def _whole(lines: Sequence[Series]) -> list[tuple[float, str]]:

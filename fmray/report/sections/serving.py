@@ -34,7 +34,7 @@ def _deployment(run: RunView, step: StepView) -> Markup:
     rows = [[el("span", spell(m.name), " ", tag(m.method)), el("code", m.name), interval(m), m.n or "", m.note] for m in figures]
     return el(
         "div",
-        heading(step, state),
+        heading(step, "served", state),
         facts(known),
         table(["model", "head", "made by", "digest"], models, caption="Models"),
         table(["figure", "key", "value", "n", "note"], rows, caption="Measured on the smoke requests") if rows else None,

@@ -25,7 +25,7 @@ def _trained(run: RunView, name: str) -> Markup:
     guides = _guides(run, rounds[-1])
     steps = axis_for([x for s in series for x, _ in s.points], log=False, zero=True, margin=0.0)
     chart = plot(series, title=f"Training loss of {name}", x_label="optimizer step", y_label="loss (nats)", guides=guides, x_axis=steps)
-    return el("div", heading(rounds[0], tag("measured")), chart, strip(_facts(last)))
+    return el("div", heading(run.rounds(name)[0], "training", tag("measured")), chart, strip(_facts(last)))
 
 
 def joined(rounds: Sequence[StepView]) -> list[tuple[StepView, list[tuple[float, float]]]]:
