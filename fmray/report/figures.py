@@ -7,7 +7,7 @@ from typing import Any
 from fmray.core.artifact import Record
 from fmray.core.report import Decision, Metric, Report
 
-_WORDS = {"f1": "F1", "tfidf": "TF-IDF", "usd": "", "kwh": "", "ms": "", "flops": "FLOPs", "s": "second", "p50": "median", "p95": "95th percentile"}
+_WORDS = {"f1": "F1", "tfidf": "TF-IDF", "usd": "", "kwh": "", "kg": "", "ms": "", "flops": "FLOPs", "s": "second", "p50": "median", "p95": "95th percentile"}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNKNOWN = "unknown"
 CONTROL = "control"  # the id of a search's control trial, from random weights
@@ -147,7 +147,7 @@ def _report(payload: Mapping[str, Any]) -> list[tuple[str, str]]:
             figures.append((spell(main.name), interval(main)))
             figures.extend((baseline_name(main, o), number(o.value)) for o in others)
     exposures = [m for m in metrics if m.name.startswith("audit/privacy/exposure_x") and m.control is not None and not m.name.endswith("_x0")]
-    whole = [m for m in metrics if m.name.startswith("audit/") and m.name.count("/") == 2 and m.control is not None and "privacy" not in m.name]
+    whole = [m for m in metrics if m.name.startswith("audit/") and m.name.count("/") == 2 and m.control is not None and m.name.split("/")[1] not in ("privacy", "cost")]
     for metric in [*exposures[:1], *(exposures[1:] and exposures[-1:]), *whole[:1]]:
         figures.append((spell(metric.name), f"{number(metric.value)} (control {number(metric.control)})"))
     figures += [(spell(m.name), number(m.value, m.unit)) for m in metrics if m.name.startswith("audit/cost/") and m.value is not None]
@@ -170,6 +170,11 @@ def verdict_word(decision: Decision) -> str:
 
 def _deployment(payload: Mapping[str, Any]) -> list[tuple[str, str]]:
     names = [model["name"] for model in payload["models"]]
-    waits = sorted(sample["latency_ms"] for sample in payload["samples"])
     figures = [("models", ", ".join(names)), ("state", "live" if payload["live"] else "tried, not live")]
-    return [*figures, ("median latency", f"{number(waits[len(waits) // 2])} ms")] if waits else figures
+    return [*figures, *((f"{model} median latency", number(m.value, m.unit)) for model, m in median_latencies(payload))]
+
+
+def median_latencies(payload: Mapping[str, Any]) -> list[tuple[str, Metric]]:
+    """The measured median latency of each model of a deployment, by the model's name."""
+    metrics = [Metric.model_validate(m) for m in payload["metrics"]]
+    return [(m.name.split("/")[1], m) for m in metrics if m.name.endswith("/latency_p50_ms")]

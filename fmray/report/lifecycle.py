@@ -202,4 +202,6 @@ def short_figure(step: StepView) -> str:
     if step.kind == "report":
         compared = [main for main, others in with_baselines(metrics_of(step.payload)) if others]
         return number(compared[0].value, compared[0].unit or spell(compared[0].name)) if compared else f"{len(step.payload['metrics'])} figures"
-    return next(iter(dict(list(figures.items())[-1:]).values()), "")
+    if step.kind == "deployment":
+        return f"{len(step.payload['models'])} models, {'live' if step.payload['live'] else 'tried'}"
+    return next(iter(figures.values()), "")

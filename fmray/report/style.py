@@ -13,7 +13,7 @@ _DARK = """
 _PAGE = """
 *{box-sizing:border-box}
 html{scroll-behavior:smooth;-webkit-text-size-adjust:100%}
-body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+body{margin:0;overflow-wrap:anywhere;background:var(--bg);color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 main,header,footer{max-width:1240px;margin:0 auto;padding:0 24px}
 header{padding-top:34px}
 h1{font-size:30px;line-height:1.2;margin:0 0 6px;letter-spacing:-.01em;overflow-wrap:anywhere}
@@ -44,7 +44,7 @@ _PARTS = """
 .pill.refused,.pill.fail,.pill.damaged,.pill.high{background:var(--bad-bg);color:var(--bad)}
 .pill.waived,.pill.unfinished,.pill.medium,.pill.missing{background:var(--warn-bg);color:var(--warn)}
 .scroll{overflow-x:auto;margin:10px 0}
-table{border-collapse:collapse;width:100%;font-size:14px}
+table{overflow-wrap:break-word;border-collapse:collapse;width:100%;font-size:14px}
 caption{text-align:left;color:var(--muted);font-size:13px;padding:0 0 6px}
 th,td{text-align:left;padding:6px 12px 6px 0;border-bottom:1px solid var(--grid);vertical-align:top}
 th{font-weight:600;font-size:13px;color:var(--muted);white-space:nowrap}

@@ -3,13 +3,23 @@
 from collections.abc import Sequence
 
 from fmray.core.report import Decision, Metric
-from fmray.report.figures import UNKNOWN, baseline_name, count, duration, metrics_of, number, spell, with_baselines
+from fmray.report.figures import (
+    baseline_name,
+    count,
+    duration,
+    median_latencies,
+    metrics_of,
+    number,
+    spell,
+    with_baselines,
+)
 from fmray.report.lifecycle import draw
 from fmray.report.markup import Markup, el
 from fmray.report.sections.parts import Card, card, pill, step_anchor, tag
 from fmray.report.view import RunView, StepView
 
 Tile = tuple[str, str, str, str]
+_COSTS = ("audit/cost/device_hours", "audit/cost/energy_kwh", "audit/cost/price_usd")
 
 
 def state(run: RunView) -> str:
@@ -95,8 +105,7 @@ def _step_tiles(step: StepView) -> list[Tile]:
     if step.kind == "report":
         return [*_evaluated(step), *_audited(step)]
     if step.kind == "deployment":
-        waits = sorted(s["latency_ms"] for s in payload["samples"])
-        return [(f"{step.name}: latency", f"{number(waits[len(waits) // 2])} ms" if waits else UNKNOWN, f"median of {len(waits)} shown requests", "measured")]
+        return [(f"latency of {model}", number(m.value, m.unit), f"median of {m.n} requests, one after another", m.method) for model, m in median_latencies(payload)]
     return []
 
 
@@ -116,7 +125,7 @@ def _audited(step: StepView) -> list[Tile]:
     if exposed:
         worst = exposed[-1]
         found.append((f"canary {spell(worst.name)}", number(worst.value, worst.unit), f"never planted: {number(worst.control)}", worst.method))
-    found += [(spell(m.name), number(m.value, m.unit), m.note, m.method) for m in metrics if m.name in ("audit/cost/energy_kwh", "audit/cost/price_usd")]
+    found += [(spell(m.name), number(m.value, m.unit), m.note, m.method) for m in metrics if m.value is not None and m.name in _COSTS]
     return found
 
 
