@@ -19,7 +19,7 @@ from fmray.core.intervals import Interval
 from fmray.core.report import Metric
 from fmray.core.stage import Out
 from fmray.data.dataset import TokenDataset
-from fmray.data.text import document_hash
+from fmray.data.text import overlap
 from fmray.evaluate.config import EvaluateConfig
 from fmray.model.checkpoint import Checkpoint
 from fmray.tasks import TaskData, task_from
@@ -113,16 +113,16 @@ def tfidf(data: TaskData, seed: int) -> Labels:
     return predicted_N
 
 
-def _seen(texts: Sequence[str], hashes: Path | None) -> NDArray[np.bool_] | None:
-    """Which texts are, after normalisation, documents of the pretraining corpus."""
+def _seen(texts: Sequence[str], hashes: Path | None) -> NDArray[np.float64] | None:
+    """The share of each text's words that stand in a training document of the pretraining corpus."""
     if hashes is None:
         return None
     known = np.load(hashes, allow_pickle=False)
-    return np.isin(np.array([document_hash(text) for text in texts], dtype=np.uint64), known)
+    return np.array([overlap(text, known) for text in texts])
 
 
 def metrics_of(
-    name: str, truth_N: Labels, predictions: dict[str, Labels], n_labels: int, seen_N: NDArray[np.bool_] | None, seed: int
+    name: str, truth_N: Labels, predictions: dict[str, Labels], n_labels: int, seen_N: NDArray[np.float64] | None, seed: int
 ) -> list[Metric]:
     """All metrics from the predictions of each system; intervals by resampling test examples."""
 
@@ -158,12 +158,12 @@ def metrics_of(
     if seen_N is None:
         metrics.append(unknown("pretraining_overlap", "no dataset was given, so it is not known which test rows were pretrained on", False))
     else:
-        metrics.append(metric("pretraining_overlap", intervals.mean(seen_N, seed=seed), better=False, note="share of test rows that are training documents of the dataset"))
+        metrics.append(metric("pretraining_overlap", intervals.mean(seen_N, seed=seed), better=False, note="share of a test row's words that stand in a training document of the dataset, whole or as a whole paragraph; mean over rows"))
     return metrics
 
 
 def _write_examples(
-    path: Path, data: TaskData, probabilities_NK: NDArray[np.float64], predictions: dict[str, Labels], seen_N: NDArray[np.bool_] | None
+    path: Path, data: TaskData, probabilities_NK: NDArray[np.float64], predictions: dict[str, Labels], seen_N: NDArray[np.float64] | None
 ) -> None:
     test = data.splits["test"]
     with path.open("w", encoding="utf-8") as file:
@@ -171,5 +171,5 @@ def _write_examples(
             row: dict[str, Any] = {"text": text, "label": data.labels[test.labels_N[index]]}
             row |= {system: data.labels[predicted[index]] for system, predicted in predictions.items()}
             row["probability"] = round(float(probabilities_NK[index].max()), 6)
-            row["seen_in_pretraining"] = None if seen_N is None else bool(seen_N[index])
+            row["pretraining_overlap"] = None if seen_N is None else round(float(seen_N[index]), 4)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -36,7 +36,7 @@ class Supervised(Objective):
 
     def loss(self, model: Forward, batch: Batch) -> LossParts:
         """Summed cross-entropy in nats, in float32 whatever the model computes in."""
-        import torch.nn.functional as F  # noqa: N812
+        import torch.nn.functional as F
 
         logits_BK = model(input_ids=batch["input_ids_BT"], attention_mask=batch["attention_mask_BT"]).logits
         total = F.cross_entropy(logits_BK.float(), batch["labels_B"], reduction="sum")

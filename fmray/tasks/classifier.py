@@ -74,7 +74,7 @@ class Classifier:
         torch.manual_seed(seed)
         with _quiet():
             if from_scratch:
-                model = AutoModelForSequenceClassification.from_config(config, dtype=_float32())
+                model = AutoModelForSequenceClassification.from_config(config, dtype=_float32())  # type: ignore[no-untyped-call]
             else:
                 model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=_float32(), **_SAFELY)
         return cls(model.to(_device(device)), tokenizer)
@@ -131,7 +131,8 @@ class Classifier:
     def save(self, folder: Path) -> None:
         """Writes a Hugging Face directory: config with id2label, safetensors, tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder)
+        with _quiet():
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -186,13 +187,13 @@ def _quiet() -> Iterator[None]:
     """transformers warns at length that the head is new; here that is the purpose."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    verbosity: Any = logging
+    level, bar = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
+    verbosity.set_verbosity_error()
+    verbosity.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        verbosity.set_verbosity(level)
         if bar:
-            logging.enable_progress_bar()
+            verbosity.enable_progress_bar()

@@ -26,7 +26,7 @@ from fmray.train.search_config import SearchConfig
 from fmray.train.tuning import MODEL, Epochs, Tuned, tune_classifier
 
 if TYPE_CHECKING:
-    from ray.tune import ResultGrid, Tuner
+    from ray.tune import Result, Tuner
 
 CONTROL = "control"
 SCORE = "score"
@@ -76,8 +76,8 @@ def search(config: SearchConfig, checkpoint: Artifact[Checkpoint], decision: Art
     return payload
 
 
-def _all_failed(results: "ResultGrid", ended: list["_Ended"], folder: Path) -> FmrayError:
-    cause = _cause(results[0].error)
+def _all_failed(results: list["Result"], ended: list["_Ended"], folder: Path) -> FmrayError:
+    cause = _cause(results[0].error or RuntimeError("it reported nothing"))
     if isinstance(cause, FmrayError) and cause.exit_code == 2:
         return cause
     return RunError(f"every one of the {len(ended)} trials failed; the first: {ended[0].trial.note}", todo=f"see {folder}")
@@ -101,7 +101,7 @@ class _Board:
     tell: ClassVar[Callable[[list[Any]], None]] = lambda trials: None
 
 
-def _run_trials(config: SearchConfig, start: Path, data: Path, out: Out) -> "ResultGrid":
+def _run_trials(config: SearchConfig, start: Path, data: Path, out: Out) -> list["Result"]:
     folder = out.work / "tune"
 
     def tell(trials: list[Any]) -> None:
@@ -115,7 +115,8 @@ def _run_trials(config: SearchConfig, start: Path, data: Path, out: Out) -> "Res
         tuner = _tuner(config, start, data, folder)
         _Board.tell = tell
         try:
-            return tuner.fit()
+            grid = tuner.fit()
+            return [grid[index] for index in range(len(grid))]
         finally:
             _Board.tell = lambda trials: None
 
@@ -223,15 +224,15 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _ended(config: SearchConfig, index: int, result: Any) -> _Ended:
+def _ended(config: SearchConfig, index: int, result: "Result") -> _Ended:
     """What became of a trial, read from Ray Tune's result and folder."""
     metrics, folder = result.metrics or {}, Path(result.path)
     values = json.loads((folder / "params.json").read_text())
     history = tuple(metrics.get("history", ()))
     died = _deaths(folder / "error.txt")
     best = None
-    if result.error is not None:
-        status, note = "failed", f"{_first_line(result.error)} ({died} times)"
+    if result.error is not None or not result.best_checkpoints:
+        status, note = "failed", f"{_first_line(result.error)} ({died} times)" if result.error else "it ended without a report"
     else:
         status = "finished" if len(history) == config.trial(values).epochs else "stopped"
         note = f"stopped by {config.scheduler.type}" if status == "stopped" else ""  # type: ignore[attr-defined]
