@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fmray import cluster
+from fmray.cluster import require
 from fmray.core.errors import FmrayError, RunError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def each(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
 
     if not items:
         return
-    cluster.require([{"CPU": 1.0}], wait_s=60.0)
+    require([{"CPU": 1.0}], wait_s=60.0)
     _quiet()
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False

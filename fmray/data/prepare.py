@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from fmray import cluster
+from fmray.cluster import call, connect
 from fmray.core.artifact import tree_digest, write_json
 from fmray.core.config import Config
 from fmray.core.errors import DataError
@@ -80,7 +80,7 @@ def prepare(config: PrepareConfig, out: Out) -> TokenDataset:
         DataError: the corpus is unreadable or empty, too small for the vocabulary, or leaves a split without a row.
     """
     partitions = config.source.partitions()
-    cluster.connect()
+    connect()
     documents, hashes = _fresh_folders(out)
     read = ingest(partitions, documents, key(config.seed, 0), _watch_reading(out, len(partitions)))
     if not read.n_documents:
@@ -150,7 +150,7 @@ def _make_tokenizer(config: PrepareConfig, out: Out, documents: Path, ranges: li
     if config.tokenizer:
         tokenizers_.copy(config.tokenizer, config.vocab_size, out.path / TOKENIZER)
     else:
-        cluster.call(_train_tokenizer, config, documents, ranges, out.path / TOKENIZER)
+        call(_train_tokenizer, config, documents, ranges, out.path / TOKENIZER)
 
 
 def _train_tokenizer(config: PrepareConfig, documents: Path, ranges: list[tuple[int, int]], folder: Path) -> None:

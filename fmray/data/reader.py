@@ -70,6 +70,11 @@ class TokenReader:
         """Rows of the split, which is the positions of an epoch."""
         return int(self._begins[-1])
 
+    @property
+    def blocks_read(self) -> int:
+        """How many blocks were fetched from storage so far; a block that left the cache counts again when it comes back."""
+        return self._load.cache_info().misses
+
     def order(self, epoch: int) -> I64:
         """The row ids of a whole epoch in the order in which they are read."""
         return self._row_ids(epoch, np.arange(self.n_rows))

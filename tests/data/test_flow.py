@@ -1,0 +1,69 @@
+"""Work over parts: every item once, results as they finish, errors as themselves."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from fmray.core.errors import DataError, RunError
+from fmray.data.flow import each
+
+
+def _square(n: int) -> tuple[int, int]:
+    return n, n * n
+
+
+def _first_waits(item: tuple[int, Path]) -> tuple[int, bool]:
+    """Item 0 returns when somebody has received the result of item 1; False when nobody did in a minute."""
+    n, received = item
+    deadline = time.monotonic() + 60
+    while n == 0 and not received.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return n, received.exists()
+
+
+def _bad(n: int) -> int:
+    if n == 2:
+        raise DataError("cannot be read", where="file.txt", todo="mend it")
+    return n
+
+
+def _broken(n: int) -> float:
+    return 1 / n
+
+
+def _process(n: int) -> int:
+    time.sleep(0.2)
+    return os.getpid()
+
+
+def test_every_item_once(ray_session: None) -> None:
+    assert sorted(each(_square, list(range(20)))) == [(n, n * n) for n in range(20)]
+    assert list(each(_square, [])) == []
+
+
+def test_small_items_are_not_bundled_into_one_task(ray_session: None) -> None:
+    assert len(set(each(_process, list(range(8))))) > 1
+
+
+def test_results_come_as_they_finish(ray_session: None, tmp_path: Path) -> None:
+    received = tmp_path / "received"
+    seen = {}
+    for n, others_arrived in each(_first_waits, [(n, received) for n in range(3)]):
+        seen[n] = others_arrived
+        if n == 1:
+            received.touch()
+    assert seen[0]
+
+
+def test_an_error_of_ours_arrives_as_itself(ray_session: None) -> None:
+    with pytest.raises(DataError) as error:
+        list(each(_bad, [1, 2, 3]))
+    assert (error.value.what, error.value.where, error.value.todo) == ("cannot be read", "file.txt", "mend it")
+
+
+def test_any_other_error_is_named_in_one_line(ray_session: None) -> None:
+    with pytest.raises(RunError, match="a task over the corpus failed: ZeroDivisionError: division by zero") as error:
+        list(each(_broken, [1, 0]))
+    assert "\n" not in str(error.value)
