@@ -5,18 +5,20 @@ import random
 from pathlib import Path
 from typing import Any
 
+import fmray  # noqa: F401  registers the stages
 from fmray.core.artifact import Artifact, Payload, Provenance, Record, fingerprint, load, write_json
+from fmray.core.config import load_config
 from fmray.core.report import Decision
-from fmray.core.stage import Out
+from fmray.core.stage import STAGES, Job, produce
 from fmray.model.architectures.decoder import Decoder
 from fmray.model.checkpoint import Checkpoint, hf_digest
 
 WORDS = {
-    "weather": "rain snow wind storm cloud sunshine thunder frost humid breeze".split(),
-    "cooking": "butter onion simmer roast flour garlic oven whisk pepper broth".split(),
-    "sailing": "anchor mast rudder harbour sail tide deck rope captain hull".split(),
+    "weather": ["rain", "snow", "wind", "storm", "cloud", "sunshine", "thunder", "frost", "humid", "breeze"],
+    "cooking": ["butter", "onion", "simmer", "roast", "flour", "garlic", "oven", "whisk", "pepper", "broth"],
+    "sailing": ["anchor", "mast", "rudder", "harbour", "sail", "tide", "deck", "rope", "captain", "hull"],
 }
-PLAIN = "the a of it was and then we saw very much little again near over".split()
+PLAIN = ["the", "a", "of", "it", "was", "and", "then", "we", "saw", "very", "much", "little", "again", "near", "over"]
 
 
 def labelled(n: int, seed: int = 0) -> list[tuple[str, str]]:
@@ -96,7 +98,9 @@ class Watcher:
         self.told.append((text, done, total, dict(figures)))
 
 
-def out_at(path: Path, watcher: Watcher | None = None) -> Out:
-    """What a stage writes to."""
-    path.mkdir(parents=True, exist_ok=True)
-    return Out(path, "f" * 64, path.name, path.parent / f"{path.name}.log", watcher)
+def run(stage: str, config: dict[str, Any], root: Path, watcher: Watcher | None = None, **inputs: Artifact[Any]) -> Artifact[Any]:
+    """The artifact that a stage makes in `root`, through the core, as `fmray run` makes it."""
+    spec = STAGES[stage]
+    prints = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    job = Job(root.name, 1, spec, load_config(spec.config, config, root.name), inputs, prints, {}, root)
+    return produce(job, redo=False, watcher=watcher)[0]

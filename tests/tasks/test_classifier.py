@@ -1,0 +1,95 @@
+"""The classifier's face: what it feeds a model, and that what it saves is all that others need."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from fmray.core.errors import ArtifactError, ConfigError
+from fmray.tasks.classifier import Classifier
+from tests.models import minilm
+from tests.train import tiny
+
+LABELS = ("cooking", "sailing", "weather")
+TEXTS = ["rain", "a storm and then very much snow over the harbour", "butter and flour in the oven"]
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("decoder")
+    tiny.save_decoder(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def started(decoder: Path) -> Classifier:
+    return Classifier.start(decoder, LABELS, seed=3)
+
+
+def test_the_saved_directory_is_all_that_anyone_needs(started: Classifier, tmp_path: Path) -> None:
+    started.longest(20)
+    started.save(tmp_path)
+    ours = Classifier.load(tmp_path)
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    with torch.inference_mode():
+        theirs = model(**tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")).logits.numpy()
+    np.testing.assert_allclose(ours.logits(ours.encode(TEXTS, 20)), theirs, atol=1e-6)
+    assert ours.labels == LABELS
+    assert model.config.label2id == {"cooking": 0, "sailing": 1, "weather": 2}
+    assert tokenizer.model_max_length == 20
+
+
+def test_the_pretrained_weights_are_taken_over_and_only_the_head_is_new(decoder: Path, started: Classifier) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(decoder, dtype=torch.float32).model.state_dict()
+    assert all(torch.equal(value, started.model.model.state_dict()[name]) for name, value in base.items())
+    control = Classifier.start(decoder, LABELS, seed=3, from_scratch=True)
+    same = [name for name, value in base.items() if value.ndim > 1 and torch.equal(value, control.model.model.state_dict()[name])]
+    assert same == []
+
+
+def test_the_same_seed_gives_the_same_head(decoder: Path, started: Classifier) -> None:
+    again, other = (Classifier.start(decoder, LABELS, seed=seed) for seed in (3, 4))
+    assert torch.equal(again.model.score.weight, started.model.score.weight)
+    assert not torch.equal(other.model.score.weight, started.model.score.weight)
+
+
+def test_a_document_begins_as_in_pretraining(started: Classifier) -> None:
+    rows = started.encode(TEXTS, 8)
+    assert (rows["input_ids_BT"][:, 0] == started.tokenizer.bos_token_id).all()
+    assert rows["attention_mask_BT"].sum(axis=1).max() == 8
+    assert (rows["input_ids_BT"][rows["attention_mask_BT"] == 0] == started.tokenizer.pad_token_id).all()
+
+
+def test_neither_padding_nor_company_changes_a_row(started: Classifier) -> None:
+    together = started.logits(started.encode(TEXTS, 60), batch_size=3)
+    alone = np.concatenate([started.logits(started.encode([text], 60)) for text in TEXTS])
+    in_pairs = started.logits(started.encode(TEXTS, 60), batch_size=2)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(together, in_pairs, atol=1e-5)
+
+
+def test_an_encoder_starts_and_answers_as_well(tmp_path: Path) -> None:
+    encoder = Classifier.start(minilm(), LABELS, seed=0)
+    encoder.longest(32)
+    rows = encoder.encode(TEXTS, 32)
+    assert encoder.tokenizer.convert_ids_to_tokens(rows["input_ids_BT"][0].tolist())[:3] == ["[CLS]", "rain", "[SEP]"]
+    encoder.model.train()
+    first = encoder.logits(rows)
+    assert np.array_equal(first, encoder.logits(rows)), "dropout must be off while it answers"
+    assert encoder.model.training, "and on again after that"
+    encoder.save(tmp_path)
+    np.testing.assert_allclose(Classifier.load(tmp_path).logits(rows), first, atol=1e-6)
+
+
+def test_what_is_no_classifier_is_refused(decoder: Path, tmp_path: Path, started: Classifier) -> None:
+    with pytest.raises(ArtifactError, match="has no sequence classification head"):
+        Classifier.load(decoder)
+    with pytest.raises(ArtifactError, match="is not a model checkpoint"):
+        Classifier.start(tmp_path, LABELS, seed=0)
+    with pytest.raises(ConfigError, match="is 65, but the model has 64 positions; use at most 64"):
+        started.longest(65)
+    assert started.longest(None) == 64
