@@ -26,7 +26,7 @@ def each(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         FmrayError: a task raised it.
         RunError: a task failed otherwise.
     """
-    import ray
+    import ray.data
 
     if not items:
         return
