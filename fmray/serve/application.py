@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 FACE_CPUS = 0.1
 POLL_S = 0.2
+ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception)\b")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ def build(specs: Sequence[ModelSpec], config: DeployConfig) -> "Application":
             name=name,
             num_replicas=replicas,
             max_ongoing_requests=256,  # more than the engine takes at once: it does its own queueing
+            max_constructor_retry_count=1,  # a model that cannot be opened cannot be opened the third time either
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=5.0,
             ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
@@ -110,14 +113,20 @@ def bring_up(application: "Application", config: DeployConfig) -> None:
     """Deploys the application and waits until every replica is ready.
 
     Raises:
+        ResourceError: another application has its route.
         RunError: a replica failed to start, or it took longer than `start_timeout_s`.
     """
     from ray import serve
+    from ray.serve.exceptions import RayServeException
     from ray.serve.schema import ApplicationStatus, LoggingConfig
 
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     target = serve.RunTarget(application, name=config.app, route_prefix=config.route, logging_config=quiet)
-    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    try:
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except RayServeException as error:
+        todo = "give another route, or take that application down"
+        raise ResourceError(str(error).strip().splitlines()[-1], where=f"application {config.app}", todo=todo) from None
     deadline = time.monotonic() + config.start_timeout_s
     while True:
         state = serve.status().applications.get(config.app)
@@ -141,17 +150,20 @@ def is_up(app: str) -> bool:
 
 
 def _messages(state: Any) -> list[str]:
-    """What Serve says of an application and its deployments."""
+    """What Serve says of an application and then of its deployments, by name."""
     if state is None:
         return []
-    return [message for message in (*(d.message for d in state.deployments.values()), state.message) if message]
+    said = [state.message, *(d.message and f"{name}: {d.message}" for name, d in state.deployments.items())]
+    return [message for message in said if message]
 
 
 def _reason(messages: list[str]) -> str:
-    """The error itself, which stands below its traceback."""
-    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line and not line.startswith("File")]
-    return str((errors or lines or ["Serve gives no reason"])[-1])
+    """The last error, which stands below its traceback."""
+    for message in reversed(messages):
+        errors = [line.strip() for line in message.splitlines() if ERROR_LINE.match(line.strip())]
+        if errors:
+            return f"{message.partition(':')[0]}: {errors[-1]}"
+    return messages[-1] if messages else "Serve gives no reason"
 
 
 def take_down(app: str) -> None:

@@ -1,6 +1,5 @@
 """Incremental text equals the whole text, and nothing past a stop string is ever sent."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

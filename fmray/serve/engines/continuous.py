@@ -28,13 +28,14 @@ class ContinuousBatching:
     """
 
     def __init__(self, path: Path, *, device: str, dtype: str, threads: int, cache_tokens: int, max_requests: int) -> None:
+        opened = LanguageModel.load(path, device, dtype)
+        model, self._tokenizer = opened.model, opened.tokenizer
+
         import torch
         from transformers.generation.configuration_utils import ContinuousBatchingConfig, GenerationConfig
 
         # More threads than the replica's CPUs make small models several times slower: they spin against each other.
         torch.set_num_threads(threads)
-        language_model = LanguageModel.load(path, device, dtype)
-        model, self._tokenizer = language_model.model, language_model.tokenizer
         self._vocab_size = int(model.config.vocab_size)
         self._eos = _eos_ids(model, self._tokenizer)
         pages = cache_tokens // PAGE_SIZE
