@@ -1,15 +1,14 @@
-"""Splits that near-duplicates cannot cross: texts are grouped by likeness, and whole groups are dealt out by hash."""
+"""Groups of near-duplicates, which a split must keep whole: no test text then has a near-copy among the training texts."""
 
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmray.data.order import key, unit
-from fmray.data.text import document_hash, normalise
+from fmray.data.text import normalise
 
 THRESHOLD = 0.7
 N_BANDS, BAND_ROWS = 64, 4
@@ -17,31 +16,6 @@ N_BANDS, BAND_ROWS = 64, 4
 
 _WORD = re.compile(r"\w+")
 _DIGIT = re.compile(r"\d")
-
-
-def split_texts(
-    texts: Sequence[str], fractions: Mapping[str, float], seed: int, threshold: float = THRESHOLD
-) -> list[str]:
-    """A split for each text, such that no two texts of at least `threshold` likeness stand in different ones.
-
-    Depends on the texts and the seed, not on their order. Large groups make the realised shares differ from `fractions`.
-
-    Args:
-        fractions: the share of groups for each split, summing to 1.
-
-    Raises:
-        ValueError: the fractions do not sum to 1.
-    """
-    if abs(sum(fractions.values()) - 1) > 1e-9:
-        raise ValueError(f"split fractions sum to {sum(fractions.values()):g}, not 1")
-    hashes = np.array([document_hash(text) for text in texts], np.uint64)
-    groups = near_duplicate_groups(texts, threshold)
-    smallest = np.full(len(texts), np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(smallest, groups, hashes)
-    drawn = unit(smallest[groups], key(seed, 3))
-    names = list(fractions)
-    edges = np.cumsum([fractions[name] for name in names])[:-1]
-    return [names[i] for i in np.searchsorted(edges, drawn, side="right")]
 
 
 def near_duplicate_groups(texts: Sequence[str], threshold: float = THRESHOLD) -> NDArray[np.int64]:
