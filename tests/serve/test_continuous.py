@@ -16,7 +16,8 @@ PROMPTS = ["Return", "Raise an error when the file", "x", "The quick brown fox j
 
 
 def make(path: Path, **changes: Any) -> ContinuousBatching:
-    return ContinuousBatching(path, **({"device": "cpu", "dtype": "float32", "threads": 1, "cache_tokens": 1024, "max_requests": 8} | changes))
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "threads": 1, "cache_tokens": 1024, "max_requests": 8}
+    return ContinuousBatching(path, **(options | changes))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def greedy_ids(path: Path, prompts: list[str], max_tokens: int) -> list[list[int
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
     generated = []
     for prompt in prompts:
         encoded = tokenizer(prompt, return_tensors="pt")
@@ -52,7 +53,7 @@ def greedy_reference(path: Path, prompts: list[str], max_tokens: int) -> list[st
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in greedy_ids(path, prompts, max_tokens)]
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in greedy_ids(path, prompts, max_tokens)]
 
 
 def test_greedy_equals_generate_in_a_mixed_batch(engine: ContinuousBatching, experiment: Path) -> None:

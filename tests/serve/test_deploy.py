@@ -103,7 +103,7 @@ def test_openai_client_completes_as_generate_does(client: openai.OpenAI, experim
 
     prompts = ["Return the value", "The quick", "x"]
     tokenizer = AutoTokenizer.from_pretrained(experiment / "base")
-    model = AutoModelForCausalLM.from_pretrained(experiment / "base", dtype="float32")
+    model: Any = AutoModelForCausalLM.from_pretrained(experiment / "base", dtype="float32")
     answer = client.completions.create(model="base", prompt=prompts, max_tokens=20, temperature=0)
     n_prompt_tokens = 0
     for choice, prompt in zip(answer.choices, prompts, strict=True):
