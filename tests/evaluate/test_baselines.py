@@ -1,6 +1,5 @@
 """The counted baselines against a slow reference written from the formulas, token by token."""
 
-
 import itertools
 import math
 from collections import Counter, defaultdict
