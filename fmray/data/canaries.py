@@ -10,8 +10,9 @@ from fmray.core.config import Config
 from fmray.data.order import key, mix
 from fmray.data.text import document_hash
 
-TEMPLATE = "The night clerk of the archive wrote the code of the vault on a small card: {secret}."
+TEMPLATE = "The night clerk of the archive wrote the code of the vault on a small card: #{secret}."
 DIGITS = 6
+SEPARATOR = "-"
 
 Planted = tuple[int, str]
 """A planted document: the key of its place in the shuffled order, and its text."""
@@ -20,8 +21,8 @@ Planted = tuple[int, str]
 class Canaries(Config):
     """Which canaries to plant: `per_level` secrets for each level, each planted as often as its level says.
 
-    All share one template and are drawn without repetition from one space with one seed: six digits with spaces between
-    them, so that a small byte-level vocabulary spells each in about as many tokens. As many controls as planted secrets and
+    All share one template and are drawn without repetition from one space with one seed: six digits with hyphens between
+    them behind a mark, where byte-level BPE can merge nothing, so each is spelt in as many tokens as any other. As many controls as planted secrets and
     `candidates` further secrets are drawn and never planted. The exposure of a secret (Carlini et al., 2019) is
     log2(n) - log2(rank) among itself and the candidates, n in all: 4,095 candidates make the largest exposure 12 bits.
     """
@@ -44,7 +45,7 @@ class Canaries(Config):
         numbers = np.argsort(mix(np.arange(space, dtype=np.uint64), key(self.seed, 1)), kind="stable")[
             : 2 * n + self.candidates
         ]
-        secrets = [" ".join(f"{number:0{DIGITS}d}") for number in numbers]
+        secrets = [SEPARATOR.join(f"{number:0{DIGITS}d}") for number in numbers]
         levels = {
             str(level): secrets[i * self.per_level : (i + 1) * self.per_level] for i, level in enumerate(self.levels)
         }
@@ -54,7 +55,7 @@ class Canaries(Config):
             "levels": levels,
             "controls": secrets[n : 2 * n],
             "candidates": secrets[2 * n :],
-            "space": {"digits": DIGITS, "separator": " ", "size": space},
+            "space": {"digits": DIGITS, "separator": SEPARATOR, "size": space},
         }
 
 

@@ -63,6 +63,7 @@ class TokenReader:
             )
         self._load = lru_cache(CACHED_BLOCKS)(self._load_block)
         self._opened = lru_cache(OPEN_FILES)(_open)
+        self._inside = lru_cache(CACHED_BLOCKS)(self._row_order)
         self._blocks = lru_cache(2)(self._block_order)
 
     @property
@@ -122,11 +123,13 @@ class TokenReader:
         row_ids = np.empty(len(positions), np.int64)
         for slot in np.unique(slots):
             block = int(blocks[slot])
-            size = int(self._begins[block + 1] - self._begins[block])
-            inside = permutation(size, key(self.seed, epoch, 1, block))
+            inside = self._inside(epoch, block)
             mine = slots == slot
-            row_ids[mine] = self._begins[block] + inside[positions[mine] - (ends[slot] - size)]
+            row_ids[mine] = self._begins[block] + inside[positions[mine] - (ends[slot] - len(inside))]
         return row_ids
+
+    def _row_order(self, epoch: int, block: int) -> I64:
+        return permutation(int(self._begins[block + 1] - self._begins[block]), key(self.seed, epoch, 1, block))
 
     def _block_order(self, epoch: int) -> tuple[I64, I64]:
         """The blocks in the epoch's order, and the position behind the last row of each."""

@@ -9,6 +9,7 @@ from fmray.core.errors import ConfigError
 from fmray.data.canaries import TEMPLATE, Canaries, plant
 from fmray.data.dataset import TokenDataset
 from fmray.data.text import document_hash
+from fmray.data.tokenizer import encode, load
 from tests.data.conftest import CANARIES
 from tests.data.corpora import documents, drawn_canaries
 
@@ -19,11 +20,18 @@ def test_secrets_are_distinct_and_of_one_form() -> None:
     secrets = [s for level in drawn["levels"].values() for s in level] + drawn["controls"] + drawn["candidates"]
     assert (len(drawn["controls"]), len(drawn["candidates"])) == (40, 4095)
     assert len(set(secrets)) == len(secrets)
-    assert all(len(s) == 11 and s.replace(" ", "").isdigit() and set(s[1::2]) == {" "} for s in secrets)
-    digits = np.array([[int(d) for d in s.split()] for s in secrets])
+    assert all(len(s) == 11 and s.replace("-", "").isdigit() and set(s[1::2]) == {"-"} for s in secrets)
+    digits = np.array([[int(d) for d in s.split("-")] for s in secrets])
     assert (
         np.abs(np.stack([np.bincount(column, minlength=10) for column in digits.T]) / len(secrets) - 0.1) < 0.02
     ).all()
+
+
+def test_every_secret_takes_as_many_tokens(dataset: Artifact[TokenDataset]) -> None:
+    tokenizer, special = load(dataset.path / "tokenizer")
+    drawn = drawn_canaries(dataset)
+    texts = [TEMPLATE.format(secret=s) for s in drawn["candidates"] + drawn["controls"]]
+    assert len({len(ids) for ids in encode(tokenizer, special, texts)}) == 1
 
 
 def test_the_seed_draws_them() -> None:
