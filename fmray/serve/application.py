@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fmray import cluster
+from fmray.cluster import is_private
+from fmray.cluster import require as require_on_cluster
 from fmray.core.errors import ResourceError, RunError
 from fmray.serve.deployment import DeployConfig, ModelSpec
 from fmray.serve.face import Face
@@ -58,7 +59,7 @@ def build(specs: Sequence[ModelSpec], config: DeployConfig) -> "Application":
 def require(n_models: int, config: DeployConfig) -> None:
     """Waits for the resources of the application. Raises ResourceError naming what the cluster lacks."""
     bundle = {"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {})
-    cluster.require([{"CPU": FACE_CPUS}] + [bundle] * n_models * config.num_replicas, wait_s=min(60.0, config.start_timeout_s))
+    require_on_cluster([{"CPU": FACE_CPUS}] + [bundle] * n_models * config.num_replicas, wait_s=min(60.0, config.start_timeout_s))
 
 
 def start(host: str, port: int | None) -> Instance:
@@ -79,7 +80,7 @@ def start(host: str, port: int | None) -> Instance:
             raise ResourceError(f"Ray Serve already listens on port {running.port} of this cluster", where=f"port {port}", todo=todo)
         return Instance(_url(running.host, running.port), ours=False)
     if port is None:
-        port = free_port(host) if cluster.is_private() else 8000
+        port = free_port(host) if is_private() else 8000
     check_port(host, port)
     serve.start(http_options={"host": host, "port": port})
     return Instance(_url(host, port), ours=True)

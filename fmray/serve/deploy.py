@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fmray import cluster
+from fmray.cluster import connect, is_private
 from fmray.core.artifact import Artifact, Record
 from fmray.core.config import Config
 from fmray.core.errors import ConfigError
@@ -41,8 +41,8 @@ def deploy(config: DeployConfig, models: tuple[ServedModel, ...], out: Out) -> D
         RunError: a replica did not start, or a smoke request failed.
     """
     specs = specs_of([admit(m.checkpoint.path, decision=m.decision.path) for m in models], [m.checkpoint.name for m in models])
-    cluster.connect()
-    live = not cluster.is_private()
+    connect()
+    live = not is_private()
     application.require(len(specs), config)
     out.progress("starting Ray Serve")
     started = time.monotonic()

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmray import cluster
+from fmray.cluster import connect
 from fmray.core.artifact import load, read_record
 from fmray.core.errors import ConfigError, RunError
 from fmray.model.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ def serve_foreground(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port)
     specs = admitted(targets, decision=decision, waiver=Waiver.of(waive, by))
-    cluster.connect()
+    connect()
     application.require(len(specs), config)
     with running(specs, config, keep=False) as url:
         print("\n".join(_greeting(url, specs)), flush=True)
