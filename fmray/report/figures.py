@@ -24,7 +24,7 @@ def number(value: float | None, unit: str = "") -> str:
     return f"{_digits(value)} {unit}".strip()
 
 
-def _digits(value: float) -> str:
+def _digits(value: float, significant: int = 4) -> str:
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "∞" if value > 0 else "-∞"
     size = abs(value)
@@ -33,7 +33,7 @@ def _digits(value: float) -> str:
         return f"{mantissa.rstrip('0').rstrip('.')}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
     if float(value).is_integer():
         return f"{int(value):,}"
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.{significant}g}"
 
 
 def count(value: float | None) -> str:
@@ -69,14 +69,24 @@ def spell(name: str) -> str:
     return " ".join(f"×{word[1:]}" if word[:1] == "x" and word[1:].isdigit() else word for word in words if word)
 
 
+def figure(key: str, value: float) -> tuple[str, str]:
+    """A figure's name and value in words, the unit read from its key: `steps_s` in seconds, `worker_peak_gb` in GiB."""
+    leaf = key.rsplit("/", 1)[-1]
+    if leaf.endswith("_s") and not leaf.endswith("_per_s"):
+        return spell(leaf.removesuffix("_s")), duration(value)
+    if leaf.endswith("_gb"):
+        return spell(leaf.removesuffix("_gb")), number(value, "GiB")
+    return spell(leaf), number(value)
+
+
 def interval(metric: Metric) -> str:
     """The figure with its 95 % interval, or with its standard error, as far as known."""
     shown = number(metric.value, metric.unit)
     if metric.value is None:
         return f"{UNKNOWN} ({metric.note})" if metric.note else UNKNOWN
     if metric.lower is not None and metric.upper is not None:
-        return f"{shown} [{_digits(metric.lower)}, {_digits(metric.upper)}]"
-    return f"{shown} ± {_digits(metric.stderr)}" if metric.stderr is not None else shown
+        return f"{shown} [{_digits(metric.lower, 3)}, {_digits(metric.upper, 3)}]"
+    return f"{shown} ± {_digits(metric.stderr, 3)}" if metric.stderr is not None else shown
 
 
 def metrics_of(payload: Mapping[str, Any]) -> tuple[Metric, ...]:

@@ -46,3 +46,13 @@ def test_the_header_gives_a_command_that_shrinks_it_to_twenty_steps() -> None:
     assert plans["base"]["batch"] == "8 rows = 2 workers x 2 micro-batches x 2 rows"
     assert plans["base"]["tokens"].startswith("20,480 (20 steps")
     assert int(plans["base"]["parameters"].split(" ")[0].replace(",", "")) < 3_000_000
+
+
+def test_it_runs_twenty_steps_shrunk_by_overrides_alone(ray_session: None, tmp_path: Path) -> None:
+    experiment = load_experiment(FILE, overrides_of(shrunk_words()), storage=str(tmp_path), name="tiny_1b")
+    base = experiment.run(["base"])[-1].artifact.payload
+    assert base.step == 20
+    assert base.tokens_seen == 20 * 8 * 128
+    losses = [point.loss for point in base.losses]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0] - 0.2

@@ -125,7 +125,7 @@ def _audited(step: StepView) -> list[Tile]:
     if exposed:
         worst = exposed[-1]
         found.append((f"canary {spell(worst.name)}", number(worst.value, worst.unit), f"never planted: {number(worst.control)}", worst.method))
-    found += [(spell(m.name), number(m.value, m.unit), m.note, m.method) for m in metrics if m.value is not None and m.name in _COSTS]
+    found += [(spell(m.name), number(m.value, m.unit), m.note.partition(";")[0], m.method) for m in metrics if m.value is not None and m.name in _COSTS]
     return found
 
 

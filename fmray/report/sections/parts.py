@@ -80,7 +80,7 @@ def metric_row(metric: Metric, *, name: str | None = None, mark: str = "s1", not
     """A metric as a row of a chart, with its method and the number of units behind it."""
     said = note if note is not None else _small_print(metric)
     shown = number(metric.value, metric.unit) if metric.value is not None else UNKNOWN
-    label = el("span", name or _spell_below(metric.name), " ", tag(metric.method))
+    label = el("span", name or _spell_below(metric.name))
     return Row(label, metric.value, shown, metric.lower, metric.upper, metric.control, mark, said)
 
 
@@ -92,10 +92,10 @@ def _spell_below(key: str) -> str:
 
 def _small_print(metric: Metric) -> str:
     if metric.value is None:
-        return metric.note
+        return f"{metric.method} · {metric.note}"
     bounds = interval(metric).removeprefix(number(metric.value, metric.unit)).strip()
-    control = f"control {number(metric.control)}" if metric.control is not None else ""
-    return " · ".join(part for part in (bounds, control, f"n = {metric.n:,}" if metric.n else "") if part)
+    control = f"control\u00a0{number(metric.control)}" if metric.control is not None else ""
+    return " · ".join(part for part in (metric.method, bounds, control, f"n\u00a0=\u00a0{metric.n:,}" if metric.n else "") if part)
 
 
 def metric_rows(metrics: Sequence[Metric], *, title: str) -> Markup:

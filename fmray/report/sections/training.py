@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from fmray.report.charts import Series, axis_for, plot
-from fmray.report.figures import count, metrics_of, number, spell
+from fmray.report.figures import count, figure, metrics_of
 from fmray.report.markup import Markup, el
 from fmray.report.sections.parts import Card, card, heading, strip, tag
 from fmray.report.view import RunView, StepView
@@ -56,7 +56,7 @@ def _facts(payload: dict[str, object]) -> list[tuple[str, str]]:
     pairs = [("parameters", count(_number(payload["n_params"]))), ("optimizer steps", count(_number(payload["step"]))), ("tokens seen", count(_number(payload["tokens_seen"])))]
     figures = payload.get("figures")
     if isinstance(figures, dict):
-        pairs += [(spell(key), number(_number(value))) for key, value in figures.items()]
+        pairs += [figure(key, float(value)) for key, value in figures.items() if key != "train/loss"]
     return pairs
 
 
