@@ -7,7 +7,7 @@ BOS, EOS, PAD = 1, 2, 0
 
 
 def packed_rows(n_rows: int, seq_len: int, seed: int = 0, longest: int = 20) -> dict[str, np.ndarray]:
-    """Rows of whole documents `<bos> a, a+d, a+2d, ... <eos>` (modulo the vocabulary), padded at the end with segment 0."""
+    """Rows of whole documents `<bos> a, a+d, a+2d, ... <eos>` (d is 1 or 2, modulo the vocabulary), padded at the end with segment 0."""
     draw = np.random.default_rng(seed)
     ids = np.full((n_rows, seq_len), PAD, np.int64)
     segments, positions = np.zeros_like(ids), np.zeros_like(ids)
@@ -15,7 +15,7 @@ def packed_rows(n_rows: int, seq_len: int, seed: int = 0, longest: int = 20) -> 
         start, segment = 0, 0
         while seq_len - start >= 4:
             length = int(draw.integers(4, min(longest, seq_len - start) + 1))
-            first, step = draw.integers(0, VOCAB - 3, 2)
+            first, step = draw.integers(0, VOCAB - 3), draw.integers(1, 3)
             words = 3 + (first + step * np.arange(length - 2)) % (VOCAB - 3)
             segment += 1
             ids[row, start : start + length] = [BOS, *words, EOS]

@@ -1,0 +1,156 @@
+"""The stage pretrain on real Ray Train workers: what it leaves, what it survives, what it refuses."""
+
+import os
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fmray.core.errors import ArtifactError, ConfigError, ResourceError, RunError
+from fmray.model.checkpoint import hf_digest
+from fmray.model.language_model import LanguageModel
+from fmray.train.state import latest_state, state_folder
+from tests.distributed.running import curve, kill_a_worker_after, pretrain
+from tests.train.dataset import VOCAB_SIZE, token_dataset
+from tests.train.tiny import Watcher
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return token_dataset(tmp_path_factory.mktemp("data") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def quiet(dataset, tmp_path_factory):
+    """An undisturbed run of 40 steps on two workers, and what it told meanwhile."""
+    watcher = Watcher()
+    return pretrain(tmp_path_factory.mktemp("quiet") / "base", dataset, watcher=watcher), watcher
+
+
+def test_it_learns_and_says_what_it_made(quiet, dataset):
+    artifact, watcher = quiet
+    payload, lines = artifact.payload, curve(artifact.path)
+    assert [step for step, _, _ in lines] == list(range(1, 41))
+    assert lines[-1][1] < 0.8 * lines[0][1]
+    assert (payload.head, payload.architecture, payload.vocab_size) == ("causal_lm", "llama", 448)
+    assert (payload.step, payload.tokens_seen) == (40, 40 * 8 * 32)
+    # 320 positions of 100 rows: three epochs and twenty rows.
+    assert (payload.cursor.epoch, payload.cursor.row) == (3, 20)
+    assert payload.n_params == sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(artifact.path).parameters())
+    assert payload.digest == hf_digest(artifact.path)
+    assert payload.cost.flops > 6 * payload.n_params * payload.tokens_seen
+    assert payload.figures["perf/tokens_per_s"] > 0
+    assert artifact.record.provenance.device_hours > 0
+    assert [told[1] for told in watcher.told if told[1] is not None][-1] == 40
+    assert sorted(p.name for p in (artifact.path / "work" / "train").glob("step-*")) == ["step-000000040"]
+
+
+def test_the_artifact_opens_with_transformers_alone_and_with_the_same_logits(quiet):
+    path = quiet[0].path
+    ids = torch.arange(3, 35)[None]
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(path)(ids).logits
+        ours = LanguageModel.load(path, device="cpu").model(ids).logits
+    assert torch.equal(theirs, ours)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    assert tokenizer.decode(tokenizer("the anchor and the mast")["input_ids"]) == "the anchor and the mast"
+    assert len(tokenizer) == VOCAB_SIZE
+    config = AutoModelForCausalLM.from_pretrained(path).config
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
+
+
+def test_a_killed_worker_changes_nothing(quiet, dataset, tmp_path):
+    root = tmp_path / "base"
+    killed_at = kill_a_worker_after(root, 14)
+    artifact = pretrain(root, dataset)
+    assert 14 <= killed_at() < 40
+    assert curve(root) == curve(quiet[0].path)
+    assert artifact.payload.digest == quiet[0].payload.digest
+
+
+def test_an_attempt_that_failed_goes_on_from_its_last_whole_state(quiet, dataset, tmp_path):
+    root = tmp_path / "base"
+    killed_at = kill_a_worker_after(root, 24)
+    with pytest.raises(RunError, match="worker was lost more than max_failures=0 times.*goes on from the last checkpoint") as error:
+        pretrain(root, dataset, max_failures=0)
+    assert "\n" not in str(error.value)
+    reached = killed_at()
+    # What a kill in the middle of a save leaves: a folder without its state.json.
+    torn = state_folder(root / "work" / "train", 30)
+    if not torn.exists():
+        torn.mkdir()
+        (torn / "half").write_bytes(b"x")
+    whole = latest_state(root / "work" / "train")
+    assert whole is not None
+    assert whole[1].step == 10 * (min(reached, 29) // 10)
+    with pytest.raises(ConfigError, match="was written by 2 workers with deepspeed zero 1 bf16, and 4 with deepspeed zero 1 bf16 are asked for"):
+        pretrain(root, dataset, num_workers=4)
+    pretrain(root, dataset)
+    assert curve(root) == curve(quiet[0].path)
+
+
+def test_a_round_goes_on_where_the_one_before_ended(quiet, dataset, tmp_path):
+    second = pretrain(tmp_path / "base@2", dataset, previous=quiet[0], max_steps=20)
+    assert (second.payload.step, second.payload.tokens_seen) == (60, 60 * 8 * 32)
+    assert second.payload.parent == quiet[0].fingerprint
+    lines = curve(second.path)
+    assert [step for step, _, _ in lines] == list(range(41, 61))
+    # Weights, optimizer and position in the data are those of the round before: the loss goes on, and does not start at chance.
+    assert abs(lines[0][1] - curve(quiet[0].path)[-1][1]) < 0.6
+    assert (second.payload.cursor.epoch, second.payload.cursor.row) == (4, 80)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"zero": {"stage": 3}}, {"zero": {"stage": 0}}, {"engine": "torch", "num_workers": 1}, {"num_workers": 1, "micro_batch_size": 2}])
+def test_where_it_runs_does_not_change_what_comes_out(quiet, dataset, tmp_path, changes):
+    artifact = pretrain(tmp_path / "base", dataset, max_steps=40, **changes)
+    assert artifact.fingerprint == quiet[0].fingerprint
+    assert max(abs(a[1] - b[1]) for a, b in zip(curve(artifact.path), curve(quiet[0].path), strict=True)) < 0.03
+
+
+@pytest.mark.slow
+def test_it_continues_from_a_checkpoint_with_fresh_optimizer_and_schedule(quiet, dataset, tmp_path):
+    artifact = pretrain(tmp_path / "more", dataset, model=None, init=quiet[0], max_steps=10)
+    assert artifact.payload.parent == quiet[0].fingerprint
+    assert artifact.payload.step == 10
+    assert abs(curve(artifact.path)[0][1] - curve(quiet[0].path)[-1][1]) < 0.6
+    assert artifact.payload.vocab_size == quiet[0].payload.vocab_size
+
+
+def test_more_workers_than_the_cluster_has_is_refused_after_a_bounded_wait(dataset, tmp_path):
+    begun = time.monotonic()
+    with pytest.raises(ResourceError, match="CPU: 16 asked, 8 there") as error:
+        pretrain(tmp_path / "base", dataset, num_workers=8, cpus_per_worker=2, wait_s=1.0)
+    assert error.value.exit_code == 2
+    assert time.monotonic() - begun < 30
+    with pytest.raises(ResourceError, match="GPU: 2 asked, 0 there"):
+        pretrain(tmp_path / "gpu", dataset, use_gpu=True, wait_s=0.0)
+
+
+def test_a_fault_that_would_come_again_is_told_at_once(tmp_path):
+    dataset = token_dataset(tmp_path / "corpus")
+    shard = dataset.path / "train" / "part-00000.parquet"
+    os.truncate(shard, shard.stat().st_size // 2)
+    with pytest.raises(ArtifactError, match="cannot be read as a shard") as error:
+        pretrain(tmp_path / "base", dataset)
+    assert "\n" not in str(error.value)
+    assert str(shard) in str(error.value)
+
+
+def test_what_does_not_fit_is_refused_before_any_worker_starts(quiet, dataset, tmp_path):
+    with pytest.raises(ConfigError, match="needs either `model` or `init`"):
+        pretrain(tmp_path / "a", dataset, model=None)
+    with pytest.raises(ConfigError, match="needs either `model` or `init`"):
+        pretrain(tmp_path / "b", dataset, init=quiet[0])
+    with pytest.raises(ConfigError, match="global_batch_size 128 is more than the 100 rows"):
+        pretrain(tmp_path / "c", dataset, global_batch_size=128)
+    longer = token_dataset(tmp_path / "longer", seq_len=64)
+    with pytest.raises(ConfigError, match="rows of 64 positions are longer than the 32"):
+        pretrain(tmp_path / "d", longer, model=None, init=quiet[0])
+    other = token_dataset(tmp_path / "other", vocab_size=300)
+    with pytest.raises(ConfigError, match="another vocabulary"):
+        pretrain(tmp_path / "e", other, model=None, init=quiet[0])
+    assert not [p for p in tmp_path.iterdir() if p.name in "abcde"]

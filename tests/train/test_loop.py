@@ -1,0 +1,49 @@
+"""The loop: where it ends, what it tells, and that it stops on a loss that is no number."""
+
+import inspect
+
+import pytest
+
+from fmray.core.cursor import Cursor
+from fmray.core.errors import RunError
+from fmray.train import loop
+from fmray.train.engine import TorchEngine
+from fmray.train.optim import Optim
+from tests.parity.workers import OBJECTIVE, Case, batches, model
+from tests.train.rows import packed_rows
+
+CASE = Case("one", engine="torch", micro_batch_size=4)
+
+
+def engine(lr=1e-3):
+    return TorchEngine(model(), Optim(lr=lr), lambda step: lr, precision="fp32")
+
+
+def test_the_loop_is_under_60_lines():
+    assert len(inspect.getsource(loop.train).splitlines()) < 60
+
+
+def test_it_ends_at_max_steps_and_tells_every_step_with_its_cursor():
+    told = []
+    loop.train(engine(), OBJECTIVE, batches(CASE, 0, 1, 0), max_steps=3, seed=0, on_step=lambda step, stats, cursor: told.append((step, cursor, stats)))
+    assert [(step, cursor) for step, cursor, _ in told] == [(i, Cursor(epoch=0, row=8 * i)) for i in (1, 2, 3)]
+    assert all(stats.count == OBJECTIVE.count(OBJECTIVE.collate(packed_rows(8, 32, seed=step - 1))) for step, _, stats in told)
+
+
+def test_it_ends_when_the_batches_do():
+    running = engine()
+    given = [next(batches(CASE, 0, 1, 0)) for _ in range(2)]
+    loop.train(running, OBJECTIVE, given, max_steps=10, seed=0, on_step=lambda *_: None)
+    assert running.step == 2
+
+
+def test_a_loss_that_is_no_number_stops_it():
+    with pytest.raises(RunError, match="the loss is nan at step [23]; lower optim.lr"):
+        loop.train(engine(lr=1e30), OBJECTIVE, batches(CASE, 0, 1, 0), max_steps=5, seed=0, on_step=lambda *_: None)
+
+
+def test_a_batch_without_targets_stops_it():
+    rows = packed_rows(2, 32)
+    rows["segment_ids_BT"][:] = 0
+    with pytest.raises(RunError, match="holds no target"):
+        engine().train_batch([OBJECTIVE.collate(rows)], OBJECTIVE)
