@@ -65,7 +65,7 @@ def run(file: File, rest: Rest = None, storage: Storage = "runs", name: Name = N
                 error.todo = error.todo or f"see {root / 'logs'}; the same command goes on from what is complete"
             raise
         finally:
-            _finish(root, began, memory, outcomes)
+            _finish(experiment, began, memory, outcomes)
         console.print(summary_table(root, outcomes=outcomes, run=_last_run(root)))
     if refused is not None:
         raise refused
@@ -81,13 +81,14 @@ def _produce(experiment: Experiment, targets: Sequence[str], redo: Sequence[str]
         experiment.run(targets, redo=redo, watcher=live, on_step=live.on_step, on_done=done)
 
 
-def _finish(root: Path, began: float, memory: PeakMemory, outcomes: Sequence[Outcome]) -> None:
+def _finish(experiment: Experiment, began: float, memory: PeakMemory, outcomes: Sequence[Outcome]) -> None:
     """Writes the figures of this run, unless everything came from cache, and the report."""
+    root = experiment.root
     if any(outcome.state == "done" for outcome in outcomes) or not (root / RUN_FILE).exists():
         figures = {"argv": provenance.redact_argv(sys.argv), "wall_s": round(time.monotonic() - began, 1), "peak_memory_gb": memory.peak_gb}
         write_json(root / RUN_FILE, figures)
     if outcomes:
-        write_report(root)
+        write_report(root, planned=tuple(experiment.steps.values()))
 
 
 def _last_run(root: Path) -> dict[str, Any]:

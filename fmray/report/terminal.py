@@ -1,8 +1,9 @@
 """What the terminal says of an experiment: the summary at the end of a run, and `fmray show`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -32,13 +33,13 @@ def summary_table(experiment_dir: Path, *, outcomes: Sequence[Outcome] = (), run
     steps = [s for s in view.steps if not states or (s.name, s.round) in states]
     table = _table("step", "", "key figures", "artifact")
     for step in steps:
-        table.add_row(Text(step.label, "bold"), _state(step, states.get((step.name, step.round))), _figures(step), Text(str(step.path), "dim"))
+        table.add_row(Text(step.label, "bold"), _state(step, states.get((step.name, step.round))), _figures(step), Text(_near(step.path), "dim"))
     lines: list[RenderableType] = [Text(), table]
     for step in steps:
         lines += _reasons(step)
     report = view.root / REPORT
     lines += [Text(), Text(_took(run or {}))] if run else []
-    lines += [Text.assemble("report  ", (str(report), "bold"))] if report.exists() else []
+    lines += [Text.assemble("report  ", (_near(report), "bold"))] if report.exists() else []
     return Group(*lines)
 
 
@@ -47,6 +48,11 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _near(path: Path) -> str:
+    """A path as one would type it from here: relative when that is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)
 
 
 def _state(step: StepView, made: str | None) -> Text:
@@ -81,12 +87,6 @@ def _took(run: Mapping[str, Any]) -> str:
     return f"wall time {duration(wall)} · peak memory {number(peak, 'GiB') if peak is not None else 'unknown'}"
 
 
-@overload
-def show_experiment(experiment_dir: Path, as_json: Literal[False] = False) -> RenderableType: ...
-@overload
-def show_experiment(experiment_dir: Path, as_json: Literal[True]) -> dict[str, Any]: ...
-@overload
-def show_experiment(experiment_dir: Path, as_json: bool) -> RenderableType | dict[str, Any]: ...
 def show_experiment(experiment_dir: Path, as_json: bool = False) -> RenderableType | dict[str, Any]:
     """Steps of an experiment with states, fingerprints, lineage and figures, for the terminal or as plain values.
 
@@ -95,13 +95,18 @@ def show_experiment(experiment_dir: Path, as_json: bool = False) -> RenderableTy
     """
     run = read_run(experiment_dir)
     if as_json:
-        return {"experiment": run.name, "path": str(run.root.absolute()), "steps": [_plain(run, step) for step in run.steps]}
+        return experiment_facts(run)
     table = _table("step", "stage", "state", "fingerprint", "inputs", "wall time", "key figures")
     for step in run.steps:
         wall = duration(step.record.wall_s) if step.record else ""
         lineage = ", ".join(f"{name}={source.label if source else step.inputs[name][:12]}" for name, source in run.sources(step).items())
         table.add_row(Text(step.label, "bold"), Text(step.stage), _state(step, None), Text(step.fingerprint[:12]), Text(lineage), Text(wall), _figures(step))
     return Group(Text.assemble((run.name, "bold"), f"  {run.root}"), table)
+
+
+def experiment_facts(run: RunView) -> dict[str, Any]:
+    """An experiment as plain values: every step of every round with its fingerprint, its inputs and its figures."""
+    return {"experiment": run.name, "path": str(run.root.absolute()), "steps": [_plain(run, step) for step in run.steps]}
 
 
 def _plain(run: RunView, step: StepView) -> dict[str, Any]:
@@ -113,12 +118,6 @@ def _plain(run: RunView, step: StepView) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@overload
-def show_artifact(path: Path, as_json: Literal[False] = False) -> RenderableType: ...
-@overload
-def show_artifact(path: Path, as_json: Literal[True]) -> dict[str, Any]: ...
-@overload
-def show_artifact(path: Path, as_json: bool) -> RenderableType | dict[str, Any]: ...
 def show_artifact(path: Path, as_json: bool = False) -> RenderableType | dict[str, Any]:
     """One artifact: what it is, its figures, config, inputs and provenance, for the terminal or as plain values.
 
@@ -127,11 +126,16 @@ def show_artifact(path: Path, as_json: bool = False) -> RenderableType | dict[st
     """
     record = read_record(Path(path)) or load(path).record
     if as_json:
-        return {**record.model_dump(mode="json"), "path": str(Path(path).absolute()), "figures": dict(key_figures(record))}
+        return artifact_facts(Path(path), record)
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for label, value in [*_identity(record), *key_figures(record), *_config(record.config)]:
         table.add_row(Text(label, "dim"), Text(value))
     return Group(Text.assemble((record.name, "bold"), f"  {record.kind}  {Path(path)}"), table)
+
+
+def artifact_facts(path: Path, record: Record) -> dict[str, Any]:
+    """An artifact as plain values: its record, where it lies and its key figures."""
+    return {**record.model_dump(mode="json"), "path": str(path.absolute()), "figures": dict(key_figures(record))}
 
 
 def _identity(record: Record) -> list[tuple[str, str]]:

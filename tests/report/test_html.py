@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fmray.core.errors import ArtifactError
+from fmray.core.experiment import load_experiment
 from fmray.report.html import write_report
 from fmray.report.markup import anchor
 from fmray.report.view import read_run
@@ -95,6 +96,17 @@ def test_a_run_that_stopped_half_way_has_a_page_too(tmp_path: Path) -> None:
     said = words(page_of(root))
     assert "Unfinished: base has started and not ended." in said
     assert "base (pretrain): unfinished" in said
+
+
+def test_steps_of_the_file_that_never_started_are_shown_as_not_run(tmp_path: Path) -> None:
+    planned = tuple(load_experiment(Path(__file__).parents[2] / "jobs" / "quickstart.yaml").steps.values())
+    page = write_report(records.refused(tmp_path / "x"), planned).read_text()
+    assert "served (deploy): not run" in words(page)
+    assert "Not run: base_audit, tuned, tuned_eval, tuned_gate, served." in words(page)
+    assert 'aria-label="served, stage deploy, not run' in page
+    root = tmp_path / "y"
+    records.Writer(root).step("corpus", "prepare", records.dataset())
+    assert "in part 1 step made; no gate has judged yet. Not run: base, " in words(write_report(root, planned).read_text())
 
 
 @pytest.mark.parametrize("make", [records.whole, records.two_rounds, records.refused])

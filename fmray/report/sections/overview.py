@@ -23,19 +23,20 @@ _COSTS = ("audit/cost/device_hours", "audit/cost/energy_kwh", "audit/cost/price_
 
 
 def state(run: RunView) -> str:
-    """The run in one word: refused, damaged, unfinished, waived, admitted or done, the worst that holds."""
+    """The run in a word: refused, damaged, unfinished, waived, in part, admitted or done, the worst that holds."""
     latest = [run.latest(name).state for name in run.names]
-    for word in ("refused", "damaged", "unfinished", "waived", "admitted"):
+    for word in ("refused", "damaged", "unfinished", "waived", "not run", "admitted"):
         if word in latest:
-            return word
+            return "in part" if word == "not run" else word
     return "done"
 
 
 def verdict(run: RunView) -> str:
     """One sentence: what was decided and what the models reach."""
     latest = [run.latest(name) for name in run.names]
-    said = [text for step in latest if (text := _trouble(step))] or [_decided(run, latest)]
-    return " ".join([*said, *_reached(latest)])
+    said = [text for step in latest if (text := _trouble(step))] or [_decided(latest)]
+    absent = [step.label for step in latest if step.state == "not run"]
+    return " ".join([*said, *([f"Not run: {', '.join(absent)}."] if absent else []), *_reached(latest)])
 
 
 def _trouble(step: StepView) -> str:
@@ -51,10 +52,11 @@ def _trouble(step: StepView) -> str:
     return f"Refused at {step.label}: {len(failed)} of {len(decision.reasons)} rules not met ({first}). Nothing that needs this gate was made."
 
 
-def _decided(run: RunView, latest: Sequence[StepView]) -> str:
+def _decided(latest: Sequence[StepView]) -> str:
     gates = [s for s in latest if s.kind == "decision"]
     if not gates:
-        return f"{len(latest)} steps made; no gate has judged them yet."
+        made = sum(s.record is not None for s in latest)
+        return f"{made} step{'s' if made != 1 else ''} made; no gate has judged yet."
     waived = [s for s in gates if s.state == "waived"]
     rounds = max(s.round for s in gates)
     word = {1: "The gate is", 2: "Both gates are"}.get(len(gates), f"All {len(gates)} gates are")
