@@ -56,6 +56,9 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {module_name(path): path for path in FILES}
+
+
 def room_of(module: str) -> str:
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
@@ -66,7 +69,7 @@ def is_type_checking(node: ast.AST) -> bool:
 
 
 def imports(path: Path, *, top_level_only: bool) -> list[tuple[str, int]]:
-    """Imported module names with their lines; `from a import b` gives a.b as well, for b may be a module."""
+    """Imported module names with their lines; `from a import b` is an import of a.b where that is a module of fmray."""
     found: list[tuple[str, int]] = []
 
     def visit(node: ast.AST) -> None:
@@ -76,16 +79,13 @@ def imports(path: Path, *, top_level_only: bool) -> list[tuple[str, int]]:
             if isinstance(child, ast.Import):
                 found.extend((alias.name, child.lineno) for alias in child.names)
             elif isinstance(child, ast.ImportFrom) and child.module:
-                found.append((child.module, child.lineno))
-                found.extend((f"{child.module}.{alias.name}", child.lineno) for alias in child.names)
+                names = [f"{child.module}.{alias.name}" for alias in child.names]
+                found.extend((name if name in MODULES or child.module not in MODULES else child.module, child.lineno) for name in names)
             elif not (top_level_only and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))):
                 visit(child)
 
     visit(tree(path))
     return found
-
-
-MODULES = {module_name(path): path for path in FILES}
 
 
 def own_imports(path: Path) -> set[str]:
