@@ -156,18 +156,24 @@ def _open(path: Path) -> tuple[Any, Any]:
         if tokenizer.eos_token is None:
             raise ArtifactError("its tokenizer has neither a padding nor an end token, so rows cannot be batched", where=str(path))
         tokenizer.pad_token = tokenizer.eos_token
-    _put_bos_in_front(tokenizer)
+    _frame_as_in_pretraining(tokenizer)
     return config, tokenizer
 
 
-def _put_bos_in_front(tokenizer: Any) -> None:
-    """Makes the tokenizer itself put the beginning token in front, as every document of pretraining had it."""
-    if tokenizer.bos_token_id is None or tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+def _frame_as_in_pretraining(tokenizer: Any) -> None:
+    """Makes a tokenizer that adds no special tokens put the document's beginning and end around a text, as pretraining did.
+
+    The head of a decoder reads the last position: of a whole document that is the end token, where nothing was predicted, so
+    that tuning is free to gather the document there. A tokenizer that adds special tokens by itself is left as it is.
+    """
+    if len(tokenizer("a")["input_ids"]) > len(tokenizer("a", add_special_tokens=False)["input_ids"]):
         return
     from tokenizers.processors import TemplateProcessing
 
-    bos = tokenizer.bos_token
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)])
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in {bos, eos} if token is not None]
+    template = " ".join(part for part in (bos, "$A", eos) if part is not None)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
 
 
 def _device(device: str | None) -> str:

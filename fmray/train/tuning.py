@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fmray.core.artifact import write_json
@@ -26,6 +27,7 @@ from fmray.train.schedules import Schedule
 from fmray.train.schedules.linear import Linear
 
 MODEL, STATE, PROGRESS = "model", "state", "progress.json"
+POOL = 16
 
 
 class TuningOptim(Optim):
@@ -154,15 +156,31 @@ def _rows(classifier: Classifier, split: Split, max_length: int) -> Rows:
 
 
 def _batches(rows: Rows, config: TuningConfig, epoch: int) -> Iterator[Step]:
-    """The global batches of one epoch: a permutation of seed and epoch alone; the last one may be smaller."""
+    """The global batches of one epoch; the last one may be smaller."""
     objective, size = Supervised(), config.global_batch_size
-    order_N = np.random.default_rng([config.seed, epoch]).permutation(len(rows["row_ids_B"]))
     micro = config.micro_batch_size or size
-    for first in range(0, len(order_N), size):
-        picked_B = order_N[first : first + size]
+    consumed = 0
+    for picked_B in epoch_order(rows["attention_mask_BT"].sum(axis=1), size, config.seed, epoch):
         parts = [picked_B[i : i + micro] for i in range(0, len(picked_B), micro)]
-        batches = [objective.collate({name: column[part] for name, column in rows.items()}) for part in parts]
-        yield batches, Cursor(epoch=epoch, row=first + len(picked_B))
+        consumed += len(picked_B)
+        yield [objective.collate({name: column[part] for name, column in rows.items()}) for part in parts], Cursor(epoch=epoch, row=consumed)
+
+
+def epoch_order(lengths_N: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """The row ids of each batch of an epoch, from seed and epoch alone: every row once, rows of like length together.
+
+    Rows are permuted, sorted by length within pools of `POOL` batches, and the batches of a pool are permuted again: little
+    padding, and still another mixture each epoch.
+    """
+    draw = np.random.default_rng([seed, epoch])
+    order_N = draw.permutation(len(lengths_N))
+    batches: list[NDArray[np.int64]] = []
+    for first in range(0, len(order_N), POOL * batch_size):
+        pool = order_N[first : first + POOL * batch_size]
+        pool = pool[np.argsort(lengths_N[pool], kind="stable")]
+        cut = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        batches += [cut[i] for i in draw.permutation(len(cut))]
+    return batches
 
 
 def read_progress(folder: Path) -> Progress:
