@@ -6,6 +6,7 @@ of keys on its own: memory is bounded by the range, never by the corpus.
 """
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,16 +30,18 @@ LAST_KEY = 2**64 - 1
 
 @dataclass
 class Ingested:
-    """What the first pass laid down."""
+    """What the first pass laid down; `task_s` is the time that its tasks took, one CPU each."""
 
     n_documents: int = 0
     n_bytes: int = 0
+    task_s: float = 0.0
     counts: Counts = field(default_factory=Counts)
 
     def add(self, other: "Ingested") -> None:
         """Adds another part's figures."""
         self.n_documents += other.n_documents
         self.n_bytes += other.n_bytes
+        self.task_s += other.task_s
         self.counts.removed.update(other.counts.removed)
         self.counts.notes.update(other.counts.notes)
 
@@ -62,6 +65,7 @@ def ingest(
 
 
 def _ingest_part(folder: Path, order_key: int, numbered: tuple[int, Partition]) -> Ingested:
+    started = time.monotonic()
     part, partition = numbered
     done = Ingested()
     texts: list[str] = []
@@ -79,6 +83,7 @@ def _ingest_part(folder: Path, order_key: int, numbered: tuple[int, Partition]) 
     if texts:
         done.n_bytes += _spill(folder, order_key, part, first, texts)
     done.n_documents = first + len(texts)
+    done.task_s = time.monotonic() - started
     return done
 
 

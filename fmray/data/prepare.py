@@ -111,6 +111,7 @@ def prepare(config: PrepareConfig, out: Out) -> TokenDataset:
     ]
     parts = _write_shards(jobs, out)
     shards = _checked(config, parts)
+    out.spend(device="cpu", count=1, seconds=read.task_s + sum(part.task_s for part in parts))
     _save_hashes(hashes, out.path / HASHES)
     if drawn:
         write_json(out.path / CANARIES, drawn)

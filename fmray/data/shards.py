@@ -1,5 +1,6 @@
 """Second pass of prepare: each range of keys becomes one shard of each split, on its own and always the same."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +60,12 @@ class ShardPart:
     splits: dict[Split, SplitPart]
     n_words: int
     n_duplicates: int
+    task_s: float
 
 
 def write_shard(job: ShardJob) -> ShardPart:
     """Removes duplicates, plants canaries, splits, tokenizes, packs and writes; the same job writes the same bytes."""
+    started = time.monotonic()
     found = documents_between(job.documents, job.low, job.high)
     documents = first_of_each(found)
     is_validation = in_validation(documents, job.split_key, job.validation_fraction)
@@ -71,11 +74,13 @@ def write_shard(job: ShardJob) -> ShardPart:
         "validation": documents.filter(is_validation),
     }
     np.save(job.hashes / f"part-{job.index:05d}.npy", np.unique(tables["train"]["hash"].to_numpy()))
+    splits = {split: _write_split(job, split, tables[split]) for split in SPLITS}
     return ShardPart(
         index=job.index,
-        splits={split: _write_split(job, split, tables[split]) for split in SPLITS},
+        splits=splits,
         n_words=sum(len(text.split()) for batch in text_batches(documents["text"], ENCODE_BYTES) for text in batch),
         n_duplicates=len(found) - len(documents),
+        task_s=time.monotonic() - started,
     )
 
 

@@ -62,6 +62,8 @@ def test_shards_hold_what_their_entry_says(dataset: Artifact[TokenDataset]) -> N
         groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         assert all(n == BLOCK_ROWS for n in groups[:-1])
     assert not (dataset.path / "work").exists()
+    assert dataset.record.provenance.devices == ("1 x cpu",)
+    assert dataset.record.provenance.device_hours > 0
     assert load(dataset.path, TokenDataset).payload == dataset.payload
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from fmray.data.sources import Counts, Document, Source
 from fmray.data.sources._files import File, find, spans
 from fmray.data.sources.python_docs import MIN_WORDS, library, modules
 from fmray.data.sources.text import Paragraphs
+from fmray.data.text import document_hash, overlap
 from tests.data.corpora import docstrings
 
 
@@ -184,6 +186,14 @@ def test_python_docs_gives_tasks_whole_docstrings_of_the_same_prose(
     (cancel,) = [d for d in docstrings() if d["id"].startswith("asyncio.tasks:Task.cancel:")]
     assert (cancel["package"], cancel["module"]) == ("asyncio", "asyncio.tasks")
     assert "CancelledError" in cancel["text"]
+
+
+def test_a_task_over_the_corpus_it_was_pretrained_on_overlaps_it_wholly(
+    prose: tuple[list[Document], Counts, set[str]],
+) -> None:
+    known = np.unique(np.array([document_hash(d["text"]) for d in prose[0]], np.uint64))
+    assert all(overlap(d["text"], known) == 1 for d in docstrings()[:1000])
+    assert overlap(docstrings()[0]["text"], known[::2][:10]) < 1
 
 
 def test_python_docs_parts_cover_the_library_in_similar_sizes() -> None:
