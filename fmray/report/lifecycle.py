@@ -18,7 +18,7 @@ _MARGIN = 10.0
 
 
 @dataclass(frozen=True)
-class _Size:
+class Size:
     """Sizes along the flow axis and across it, in pixels."""
 
     node_flow: float
@@ -29,14 +29,14 @@ class _Size:
     upright: bool
 
 
-WIDE = _Size(node_flow=118, node_cross=64, gap_flow=26, gap_cross=16, lane=9, upright=False)
-NARROW = _Size(node_flow=64, node_cross=124, gap_flow=34, gap_cross=10, lane=6.5, upright=True)
+WIDE = Size(node_flow=118, node_cross=64, gap_flow=26, gap_cross=16, lane=9, upright=False)
+NARROW = Size(node_flow=64, node_cross=124, gap_flow=34, gap_cross=10, lane=6.5, upright=True)
 
 
 def draw(run: RunView) -> Markup:
     """Both drawings of an experiment; the style sheet shows the one that fits."""
     spoken = "Life cycle. " + ". ".join(f"{name}: {run.latest(name).stage}, {run.latest(name).state}" for name in run.names)
-    return el("div", *(_Drawing(run, size).svg(spoken, cls) for size, cls in ((WIDE, "flow wide"), (NARROW, "flow narrow"))), class_="lifecycle")
+    return el("div", *(Drawing(run, size).svg(spoken, cls) for size, cls in ((WIDE, "flow wide"), (NARROW, "flow narrow"))), class_="lifecycle", tabindex="0", role="region", aria_label="Life cycle")
 
 
 def depths(names: Sequence[str], edges: Collection[tuple[str, str]]) -> dict[str, int]:
@@ -63,8 +63,10 @@ def direct(edges: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
     return {(a, b) for a, b in edges if not any(b in reachable(c, set()) for c in after[a] - {b})}
 
 
-class _Drawing:
-    def __init__(self, run: RunView, size: _Size) -> None:
+class Drawing:
+    """One drawing of a run: where each node lies and what is drawn between them."""
+
+    def __init__(self, run: RunView, size: Size) -> None:
         self.run, self.size = run, size
         self.edges = {(a, b) for a, b in run.edges() if a != b}
         self.depth = depths(run.names, self.edges)
@@ -90,6 +92,7 @@ class _Drawing:
 
     @cached_property
     def widest(self) -> int:
+        """How many nodes stand side by side at most."""
         return max(list(self.depth.values()).count(d) for d in self.depth.values())
 
     @cached_property
@@ -112,6 +115,7 @@ class _Drawing:
         return flow, self.start + self.widest * (self.size.node_cross + self.size.gap_cross) - self.size.gap_cross + _MARGIN + below
 
     def svg(self, spoken: str, cls: str) -> Markup:
+        """The drawing; `spoken` is what it says to those who do not see it."""
         flow, cross = self.extent
         width, height = (cross, flow) if self.size.upright else (flow, cross)
         further = sorted(self.edges - self.direct)

@@ -59,7 +59,7 @@ def test_the_page_of_a_whole_life_tells_all_of_it(tmp_path: Path) -> None:
     said = words(path.read_text())
     for expected in (
         "Both gates are met; 2 models tried in service and taken down again.",
-        "Bits per byte 2.31 (unigram 4.21, bigram 2.94). Macro F1 0.6 (majority 0.04, TF-IDF 0.72, random init 0.46).",
+        "base reaches bits per byte 2.31 (unigram 4.21, bigram 2.94); tuned reaches macro F1 0.6 (majority 0.04, TF-IDF 0.72, random init 0.46).",
         "279 k words", "1.97 M", "3.42 GiB", "upper(eval/bits_per_byte) < eval/bigram_bits_per_byte", "✓ met", "uniform guess", "held-out loss",
         "0001 best", "stopped by asha", "the winner's hyperparameters from random weights", "exposure ×64", "control 1.41", "[11.1, 12.5]",
         "Memorises what is repeated 64 times", "Return the number of bytes read", "asyncio (0.812)", "fmray serve runs/quickstart/served",

@@ -1,13 +1,14 @@
 """An experiment's folder as the report sees it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fmray.core.errors import ArtifactError
 from fmray.core.stage import STAGES
-from fmray.report.lifecycle import NARROW, WIDE, _Drawing, depths, direct, draw
+from fmray.report.lifecycle import NARROW, WIDE, Drawing, Size, depths, direct, draw
 from fmray.report.view import read_run
 from tests.report import records
 
@@ -80,8 +81,8 @@ def test_arrows_are_the_edges_that_no_longer_way_replaces() -> None:
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])
 @pytest.mark.parametrize("make", [records.whole, records.two_rounds, records.refused])
-def test_nodes_lie_apart_and_inside_the_drawing(tmp_path: Path, make: object, size: object) -> None:
-    drawing = _Drawing(read_run(make(tmp_path / "x")), size)  # type: ignore[operator,arg-type]
+def test_nodes_lie_apart_and_inside_the_drawing(tmp_path: Path, make: Callable[[Path], Path], size: Size) -> None:
+    drawing = Drawing(read_run(make(tmp_path / "x")), size)
     boxes = [(f, c, f + drawing.size.node_flow, c + drawing.size.node_cross) for f, c in drawing.places.values()]
     flow, cross = drawing.extent
     assert all(a >= 0 and b >= 0 and c <= flow and d <= cross for a, b, c, d in boxes)

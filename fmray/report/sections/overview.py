@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fmray.core.report import Decision, Metric
+from fmray.core.report import Decision
 from fmray.report.figures import (
     baseline_name,
     count,
@@ -36,7 +36,7 @@ def verdict(run: RunView) -> str:
     latest = [run.latest(name) for name in run.names]
     said = [text for step in latest if (text := _trouble(step))] or [_decided(latest)]
     absent = [step.label for step in latest if step.state == "not run"]
-    return " ".join([*said, *([f"Not run: {', '.join(absent)}."] if absent else []), *_reached(latest)])
+    return " ".join([*said, *([f"Not run: {', '.join(absent)}."] if absent else []), *_reached(run, latest)])
 
 
 def _trouble(step: StepView) -> str:
@@ -71,17 +71,16 @@ def _decided(latest: Sequence[StepView]) -> str:
     return f"{sentence}; {number_of} {'served' if live else 'tried in service and taken down again'}."
 
 
-def _reached(latest: Sequence[StepView]) -> list[str]:
-    sentences = []
-    for main, others in _headlines(latest):
-        beside = ", ".join(f"{baseline_name(main, o)} {number(o.value)}" for o in others if o.value is not None)
-        sentences.append(f"{spell(main.name)[:1].upper() + spell(main.name)[1:]} {number(main.value)}{f' ({beside})' if beside else ''}.")
-    return sentences
-
-
-def _headlines(latest: Sequence[StepView]) -> list[tuple[Metric, tuple[Metric, ...]]]:
-    pairs = [pair for step in latest if step.kind == "report" for pair in with_baselines(metrics_of(step.payload))]
-    return [(main, others) for main, others in pairs if others and main.value is not None]
+def _reached(run: RunView, latest: Sequence[StepView]) -> list[str]:
+    """One sentence: what each evaluated model reaches, beside the baselines."""
+    found = []
+    for step in latest:
+        model = run.subject(step)
+        for main, others in with_baselines(metrics_of(step.payload)) if step.kind == "report" else ():
+            if others and main.value is not None:
+                beside = ", ".join(f"{baseline_name(main, o)} {number(o.value)}" for o in others if o.value is not None)
+                found.append(f"{model.name if model else 'the model'} reaches {spell(main.name)} {number(main.value)}{f' ({beside})' if beside else ''}")
+    return [f"{'; '.join(found)}."] if found else []
 
 
 def tiles(run: RunView) -> list[Tile]:
@@ -103,7 +102,8 @@ def _step_tiles(step: StepView) -> list[Tile]:
     if step.kind == "token_dataset":
         return [("corpus", f"{count(payload['n_words'])} words", f"{count(payload['n_tokens'])} training tokens, vocabulary {payload['vocab_size']:,}", "measured")]
     if step.kind == "checkpoint" and not payload.get("trials"):
-        return [(f"{step.name}: model", count(payload["n_params"]), f"parameters, {payload['architecture']}, {count(payload['tokens_seen'])} tokens seen", "measured")]
+        seen = f", {count(payload['tokens_seen'])} tokens seen" if payload["tokens_seen"] else ""
+        return [(f"{step.name}: model", count(payload["n_params"]), f"parameters, {payload['architecture']}{seen}", "measured")]
     if step.kind == "report":
         return [*_evaluated(step), *_audited(step)]
     if step.kind == "deployment":
