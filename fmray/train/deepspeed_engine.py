@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -69,7 +71,9 @@ def deepspeed_config(
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     elif precision == "bf16":
         config["bf16"] = {"enabled": True}
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        if grad_accum_steps > 1:
+            # At stage 1 this brings another optimizer of DeepSpeed's, slow to start, so only where gradients add up.
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merged(config, overrides)
 
 
@@ -96,6 +100,21 @@ def prepare_process(*, local_world_size: int, use_gpu: bool) -> None:
     deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
 
 
+@contextmanager
+def _without_muon() -> Iterator[None]:
+    """Hides DeepSpeed's Muon while an engine is made: only to recognise it DeepSpeed would import torch's compiler, 2 s and 80 MB."""
+    name = "deepspeed.runtime.zero.muon.muon_optimizer"
+    hidden = name not in sys.modules
+    if hidden:
+        # An import of it now raises ImportError, which DeepSpeed takes for "not installed".
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[name]
+
+
 class DeepSpeedEngine(Engine):
     """One of the workers of a process group. Call `prepare_process` before; `config` is what `deepspeed_config` made."""
 
@@ -111,7 +130,8 @@ class DeepSpeedEngine(Engine):
         model = model.to(torch.float32)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
         own = {"model_parameters": param_groups(model, optim.weight_decay)} if "optimizer" in config else {"optimizer": adamw(model, optim)}
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, config=dict(config), **own)
+        with nullcontext() if "optimizer" in config else _without_muon():
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, config=dict(config), **own)
         self.module = self._engine.module
         self.device = torch.device(self._engine.device)
         self._keep_buffers(buffers)

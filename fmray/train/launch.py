@@ -1,7 +1,9 @@
 """Starts workers through Ray Train, watches them, and brings their errors back as one line."""
 
 import json
+import os
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ Work = Callable[[Place, Report], None]
 
 RUN = "train"
 WATCH_S = 0.3
+PEERS_FAIL_WITHIN_S = 5.0
 # Asking an unlucky cluster for its workers this often takes a minute each time.
 STARTS = 3
 ERRORS: dict[str, type[FmrayError]] = {cls.__name__: cls for cls in (RunError, ConfigError, ArtifactError, DataError, ResourceError, GateRefused)}
@@ -41,6 +44,9 @@ def launch(
     resources = {"CPU": float(cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     cluster.connect()
     cluster.require([resources] * num_workers, wait_s)
+    if cluster.is_private():
+        # Nobody takes a node away from under a Ray of one's own, and each helper process costs seconds of start-up.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Which state to go on from is read from the states themselves; Ray's own list may be torn by a kill.
     for stale in (folder / RUN / "checkpoint_manager_snapshot.json", *folder.glob("failed-*.json")):
         stale.unlink(missing_ok=True)
@@ -98,7 +104,16 @@ def _worker(settings: dict[str, Any]) -> None:
         told = error if isinstance(error, FmrayError) else RunError(f"{type(error).__name__}: {error}")
         fault = {"error": type(told).__name__, "what": told.what, "where": told.where, "todo": told.todo, "traceback": traceback.format_exc()}
         write_json(folder / f"failed-{place.rank}.json", fault)
-        raise
+        if not _all_failed(folder, place.world_size):
+            raise
+
+
+def _all_failed(folder: Path, world_size: int) -> bool:
+    """Whether every worker met its fault within a moment: then all may leave quietly, and none is started again in vain."""
+    deadline = time.monotonic() + PEERS_FAIL_WITHIN_S
+    while (everyone := len(list(folder.glob("failed-*.json"))) == world_size) is False and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return everyone
 
 
 def _report(step: int, checkpoint: Path) -> None:

@@ -99,8 +99,11 @@ def build_engine(job: PretrainJob, place: Place) -> Engine:
 
 
 def engine_name(config: PretrainConfig) -> str:
-    """Which engine and sharding a state belongs to: `deepspeed zero 1 bf16`."""
-    return f"deepspeed zero {config.zero.stage} {config.precision}" if config.engine == "deepspeed" else f"torch {config.precision}"
+    """What can read a state again: the engine, its sharding and whether DeepSpeed's accumulating optimizer wrote it (`deepspeed zero 1 bf16`)."""
+    if config.engine == "torch":
+        return f"torch {config.precision}"
+    accumulating = " accumulating" if "data_types" in config.engine_config() else ""
+    return f"deepspeed zero {config.zero.stage} {config.precision}{accumulating}"
 
 
 def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path], None]) -> None:
