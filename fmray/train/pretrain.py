@@ -41,8 +41,7 @@ def pretrain(
     job = _job(config, dataset, out, previous, init)
     for states in (job.states, job.previous):
         _check_layout(config, states)
-    begun = time.monotonic()
-    begun_at = time.time()
+    begun = time.time()
     launch(
         functools.partial(run_pretraining, job),
         folder=out.work,
@@ -54,10 +53,7 @@ def pretrain(
         watch=functools.partial(_watch, out, job.last_step),
     )
     prune_states(job.states, keep=1)
-    summary = json.loads((out.work / SUMMARY).read_text())
-    count = config.num_workers * (1 if config.use_gpu else config.cpus_per_worker)
-    out.spend(device=summary["device"], count=count, seconds=time.monotonic() - begun)
-    return _checkpoint(job, previous, init, begun_at, summary["worker_peak_gb"], count)
+    return _checkpoint(job, out, previous, init, begun)
 
 
 def _job(
@@ -126,16 +122,18 @@ def _watch(out: Out, last_step: int) -> None:
         out.progress("starting workers")
 
 
-def _checkpoint(
-    job: PretrainJob, previous: Artifact[Checkpoint] | None, init: Artifact[Checkpoint] | None, begun_at: float, worker_peak_gb: float, devices: int
-) -> Checkpoint:
-    found = latest_state(job.states)
-    lines = read_metrics(job.out / METRICS)
+def _checkpoint(job: PretrainJob, out: Out, previous: Artifact[Checkpoint] | None, init: Artifact[Checkpoint] | None, begun: float) -> Checkpoint:
+    config, lines, found = job.config, read_metrics(job.out / METRICS), latest_state(job.states)
+    summary = json.loads((out.work / SUMMARY).read_text())
     hf_config, n_params = read_hf_config(job.out), count_weights(job.out)
-    tokens = (job.last_step - job.first_step) * job.config.global_batch_size * job.seq_len
-    per_token = flops_per_token(hf_config, n_params, job.seq_len)
-    before = previous.payload.cost.flops if previous is not None and previous.payload.cost is not None else 0.0
-    trained_s = sum(job.config.global_batch_size * job.seq_len / line["tokens_per_s"] for line in lines)
+    tokens_per_step = config.global_batch_size * job.seq_len
+    tokens = (job.last_step - job.first_step) * tokens_per_step
+    steps_s = [tokens_per_step / line["tokens_per_s"] for line in lines]
+    # Attempts that were killed count with the steps that were kept of them.
+    held_s = time.time() - begun + sum(seconds for line, seconds in zip(lines, steps_s, strict=True) if line["time"] < begun)
+    devices = config.num_workers * (1 if config.use_gpu else config.cpus_per_worker)
+    out.spend(device=summary["device"], count=devices, seconds=held_s)
+    points = loss_points(lines)
     return Checkpoint(
         head="causal_lm",
         architecture=str(hf_config["model_type"]),
@@ -145,18 +143,25 @@ def _checkpoint(
         step=job.last_step,
         tokens_seen=tokens + (previous.payload.tokens_seen if previous is not None else 0),
         cursor=found[1].cursor if found is not None else None,
-        losses=loss_points(lines),
+        losses=points,
         parent=previous.fingerprint if previous is not None else init.fingerprint if init is not None else None,
         figures={
-            "train/loss": loss_points(lines)[-1].loss,
-            "train/steps_s": trained_s,
+            "train/loss": points[-1].loss,
+            "train/steps_s": sum(steps_s),
             "perf/tokens_per_s": statistics.median(line["tokens_per_s"] for line in lines),
-            "perf/start_s": max(0.0, lines[0]["time"] - begun_at),
-            "perf/worker_peak_gb": worker_peak_gb,
-        },
-        cost=Cost(
-            flops=None if per_token is None or before is None else before + per_token * tokens,
-            device_hours=devices * trained_s / 3600,
-            notes="flops: 6 N + 12 L d T a position, all rounds; device_hours: time in optimizer steps of this round",
-        ),
+            "perf/worker_peak_gb": summary["worker_peak_gb"],
+        }
+        # Only an attempt that took the first step itself knows how long it took to get there.
+        | ({"perf/start_s": lines[0]["time"] - begun} if lines[0]["time"] > begun else {}),
+        cost=_cost(flops_per_token(hf_config, n_params, job.seq_len), tokens, devices * held_s / 3600, previous),
+    )
+
+
+def _cost(per_token: float | None, tokens: int, device_hours: float, previous: Artifact[Checkpoint] | None) -> Cost:
+    """What all rounds cost so far; energy and price are the audit's to estimate."""
+    before = Cost(flops=0.0, device_hours=0.0) if previous is None else previous.payload.cost or Cost()
+    return Cost(
+        flops=None if per_token is None or before.flops is None else before.flops + per_token * tokens,
+        device_hours=None if before.device_hours is None else before.device_hours + device_hours,
+        notes="flops: 6 N + 12 L d T a trained position; device_hours: devices times the time they were held, start-up included",
     )
