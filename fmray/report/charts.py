@@ -47,10 +47,10 @@ def _log_ticks(low: float, high: float, wanted: int) -> list[float]:
 
 
 def axis_for(values: Sequence[float], *, log: bool | None = None, zero: bool = False, margin: float = 0.06) -> Axis:
-    """An axis that holds all values; logarithmic by itself when they are positive and span more than `LOG_SPAN`."""
+    """An axis that holds all values; logarithmic by itself when they are positive (no underflow) and span more than `LOG_SPAN`."""
     finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
-    use_log = low > 0 and (high / low > LOG_SPAN if log is None else log)
+    use_log = low > 1e-300 and (high / low > LOG_SPAN if log is None else log)
     if use_log:
         pad = max((math.log10(high) - math.log10(low)) * margin, 0.02)
         return Axis(low / 10**pad, high * 10**pad, log=True)

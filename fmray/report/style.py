@@ -84,7 +84,7 @@ svg .bar{stroke:none;opacity:.82}svg .bar.base{fill:var(--muted);opacity:.45}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;margin:2px 0 0;padding:0 0 0 52px;font-size:13px;color:var(--muted)}
 .key{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:7px;vertical-align:-1px}
 .rows{margin:14px 0 4px}
-.row{display:grid;grid-template-columns:minmax(130px,24%) 1fr minmax(120px,24%);gap:0 18px;align-items:center;padding:2px 0;font-size:14px}
+.row{display:grid;grid-template-columns:minmax(130px,23%) 1fr minmax(120px,27%);gap:0 18px;align-items:center;padding:2px 0;font-size:14px}
 .row-label{overflow-wrap:anywhere}
 .row-value{font-variant-numeric:tabular-nums;font-size:13.5px}.row-value small{display:block;line-height:1.35}
 .row.scale .unit{color:var(--muted);font-size:12px}

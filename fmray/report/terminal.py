@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -96,12 +97,19 @@ def show_experiment(experiment_dir: Path, as_json: bool = False) -> RenderableTy
     run = read_run(experiment_dir)
     if as_json:
         return experiment_facts(run)
-    table = _table("step", "stage", "state", "fingerprint", "inputs", "wall time", "key figures")
+    lines: list[RenderableType] = [Text.assemble((run.name, "bold"), f"  {_near(run.root)}")]
     for step in run.steps:
-        wall = duration(step.record.wall_s) if step.record else ""
-        lineage = ", ".join(f"{name}={source.label if source else step.inputs[name][:12]}" for name, source in run.sources(step).items())
-        table.add_row(Text(step.label, "bold"), Text(step.stage), _state(step, None), Text(step.fingerprint[:12]), Text(lineage), Text(wall), _figures(step))
-    return Group(Text.assemble((run.name, "bold"), f"  {run.root}"), table)
+        lines += _step_lines(run, step)
+    return Group(*lines)
+
+
+def _step_lines(run: RunView, step: StepView) -> list[RenderableType]:
+    """Who it is, from what it was made, and what it shows: lines that read well in any width."""
+    wall = duration(step.record.wall_s) if step.record else ""
+    lineage = ", ".join(f"{name}={source.label if source else step.inputs[name][:12]}" for name, source in run.sources(step).items())
+    first = Text.assemble((f"{step.label:<14}", "bold"), f"{step.stage:<10}", f"{step.fingerprint[:12]:<14}", f"{wall:<12}", _state(step, None))
+    more = [Padding(Text(f"from {lineage}", "dim"), (0, 0, 0, 4))] if lineage else []
+    return [first, *more, Padding(_figures(step), (0, 0, 0, 4))]
 
 
 def experiment_facts(run: RunView) -> dict[str, Any]:

@@ -86,3 +86,9 @@ def test_bars_begin_at_zero() -> None:
 
 def test_rows_without_any_known_value_are_drawn_all_the_same() -> None:
     assert "unknown" in rows_chart([Row(el("b", "a"), None, "unknown", note="no rate was declared")], title="t", unit="", bars=False)
+
+
+def test_numbers_too_small_for_a_logarithm_are_drawn_all_the_same() -> None:
+    axis = axis_for([5e-324, 1.0])
+    assert not axis.log
+    assert axis.at(5e-324) < axis.at(1.0)

@@ -63,7 +63,7 @@ def test_the_page_of_a_whole_life_tells_all_of_it(tmp_path: Path) -> None:
         "279 k words", "1.97 M", "3.42 GiB", "upper(eval/bits_per_byte) < eval/bigram_bits_per_byte", "✓ met", "uniform guess", "held-out loss",
         "0001 best", "stopped by asha", "the winner's hyperparameters from random weights", "exposure ×64", "control 1.41", "[11.1, 12.5]",
         "Memorises what is repeated 64 times", "Return the number of bytes read", "asyncio (0.812)", "fmray serve runs/quickstart/served",
-        "exact_duplicate", "of 9,246 documents read", "estimated", "declared", "unknown (no price was declared)", "device hours times 65 W declared",
+        "exact duplicate", "of 9,246 documents read", "estimated", "declared", "unknown (no price was declared)", "device hours times 65 W declared",
         "0123456789abcdef0123456789abcdef01234567", "torch 2.13.0", "models.0.checkpoint: base, models.0.decision: base_gate",
     ):  # fmt: skip
         assert expected in said, expected

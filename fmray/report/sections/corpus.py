@@ -22,16 +22,22 @@ def _dataset(step: StepView) -> Markup:
     source = data.get("source") or {}
     split = ", ".join(f"{name} {rows:,}" for name, rows in data["splits"].items())
     known = [
-        ("source", ", ".join(f"{key} {value}" for key, value in source.items()) or "unknown"),
+        ("source", ", ".join(f"{key} {_short(value)}" for key, value in source.items()) or "unknown"),
         ("documents kept", f"{_kept(data):,}, of which {data['n_validation_documents']:,} for validation"),
         ("words", f"{data['n_words']:,}"),
         ("training tokens", f"{data['n_tokens']:,}"),
         (f"rows of {data['seq_len']:,} tokens", split),
         ("vocabulary", f"{data['vocab_size']:,}"),
-        ("repaired", ", ".join(f"{rule}: {n:,}" for rule, n in data["notes"].items()) or "none"),
+        ("repaired", ", ".join(f"{rule.replace('_', ' ')}: {n:,}" for rule, n in data["notes"].items()) or "none"),
         ("canaries", f"{data['n_planted']:,} documents planted in the training split, to audit what is memorised" if data["n_planted"] else "none planted"),
     ]
     return el("div", heading(step, "corpus", tag("measured")), el("div", facts(known), _removed(data["removed"], _kept(data)), class_="two"))
+
+
+def _short(value: Any) -> str:
+    """A value of a source; of a digest only as much as tells it apart."""
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 and text.isalnum() else text
 
 
 def _kept(data: Mapping[str, Any]) -> int:
@@ -43,5 +49,5 @@ def _removed(removed: Mapping[str, int], kept: int) -> Markup:
     total = kept + sum(removed.values())
     if total == kept:
         return el("p", f"No document was removed: all {total:,} that were read are kept.")
-    rows = [Row(el("span", rule), n, f"{n:,}", mark="s2", note=f"{n / total:.1%} of all read") for rule, n in sorted(removed.items(), key=lambda pair: -pair[1])]
+    rows = [Row(el("span", rule.replace("_", " ")), n, f"{n:,}", mark="s2", note=f"{n / total:.1%} of all read") for rule, n in sorted(removed.items(), key=lambda pair: -pair[1])]
     return el("div", el("p", f"Removed, of {total:,} documents read:"), rows_chart(rows, title="Documents removed by rule", unit="documents", bars=True))
