@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fmray
+from fmray import cluster
 from fmray.core import provenance
 from fmray.core.artifact import local_path, write_json
 from fmray.core.errors import ConfigError, FmrayError, GateRefused
@@ -65,6 +66,8 @@ def run(file: File, rest: Rest = None, storage: Storage = "runs", name: Name = N
                 error.todo = error.todo or f"see {root / 'logs'}; the same command goes on from what is complete"
             raise
         finally:
+            # While Ray's last words still go to the log.
+            cluster.close()
             _finish(experiment, began, memory, outcomes)
         console.print(summary_table(root, outcomes=outcomes, run=_last_run(root)))
     if refused is not None:
@@ -84,7 +87,7 @@ def _produce(experiment: Experiment, targets: Sequence[str], redo: Sequence[str]
 def _finish(experiment: Experiment, began: float, memory: PeakMemory, outcomes: Sequence[Outcome]) -> None:
     """Writes the figures of this run, unless everything came from cache, and the report."""
     root = experiment.root
-    if any(outcome.state == "done" for outcome in outcomes) or not (root / RUN_FILE).exists():
+    if any(outcome.state == "done" for outcome in outcomes):
         figures = {"argv": provenance.redact_argv(sys.argv), "wall_s": round(time.monotonic() - began, 1), "peak_memory_gb": memory.peak_gb}
         write_json(root / RUN_FILE, figures)
     if outcomes:

@@ -23,6 +23,7 @@ ENVIRONMENT = {
 }
 OBJECT_STORE_BYTES = 400 * 1024**2
 _private = False
+_folder: str | None = None
 
 
 def connect() -> None:
@@ -32,7 +33,7 @@ def connect() -> None:
     """
     import ray
 
-    global _private
+    global _folder, _private
     if ray.is_initialized():
         return
     for key, value in ENVIRONMENT.items():
@@ -44,8 +45,8 @@ def connect() -> None:
         runtime_env["worker_process_setup_hook"] = _PluginHook(texts)
     _private = not os.environ.get("RAY_ADDRESS")
     if _private:
-        folder = _short_temporary_folder()
-        atexit.register(_end_private, folder)
+        _folder = folder = _short_temporary_folder()
+        atexit.register(close)
         # A machine of one core still runs two workers: they share it.
         options |= {
             "address": "local", "include_dashboard": False, "num_cpus": max(2, os.cpu_count() or 1),
@@ -54,11 +55,15 @@ def connect() -> None:
     ray.init(runtime_env=runtime_env, **options)
 
 
-def _end_private(folder: str) -> None:
-    import ray
+def close() -> None:
+    """Ends the private Ray, if one was started, and removes its session folder."""
+    global _folder, _private
+    if _folder is not None:
+        import ray
 
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+        ray.shutdown()
+        shutil.rmtree(_folder, ignore_errors=True)
+        _folder, _private = None, False
 
 
 def is_private() -> bool:
@@ -103,7 +108,7 @@ def require(bundles: Sequence[Mapping[str, float]], wait_s: float) -> None:
             total[key] = total.get(key, 0.0) + amount
     deadline = time.monotonic() + wait_s
     while True:
-        have: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        have: Mapping[str, float] = ray.cluster_resources()
         missing = {k: (v, have.get(k, 0.0)) for k, v in total.items() if v > have.get(k, 0.0) + 1e-9}
         if not missing:
             return
