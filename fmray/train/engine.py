@@ -100,7 +100,7 @@ class TorchEngine(Engine):
         loss_sum = torch.zeros((), device=self.device)
         for batch in micro_batches:
             part = objective.loss(self.forward, to_device(batch, self.device)).sum
-            (part / count).backward()  # type: ignore[no-untyped-call]
+            (part / count).backward()
             loss_sum += part.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._optim.max_grad_norm)
         lr = set_lr(self._optimizer, self._lr_at(self.step))
