@@ -74,7 +74,7 @@ def test_a_killed_worker_changes_nothing(quiet, dataset, tmp_path):
 def test_an_attempt_that_failed_goes_on_from_its_last_whole_state(quiet, dataset, tmp_path):
     root = tmp_path / "base"
     killed_at = kill_a_worker_after(root, 24)
-    with pytest.raises(RunError, match="worker was lost more than max_failures=0 times.*goes on from the last checkpoint") as error:
+    with pytest.raises(RunError, match=r"worker was lost more than max_failures=0 times.*goes on from the last checkpoint") as error:
         pretrain(root, dataset, max_failures=0)
     assert "\n" not in str(error.value)
     reached = killed_at()

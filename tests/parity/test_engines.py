@@ -132,3 +132,15 @@ def test_masters_are_exported_and_not_their_bf16_copies(two):
     for stage in (1, 2, 3):
         weights = two[f"bf16-{stage}"]["weights"]
         assert any(not torch.equal(value, value.bfloat16().float()) for value in weights.values())
+
+
+@pytest.mark.slow
+def test_compiled_engines_compute_the_same(one, tmp_path):
+    cases = [
+        Case("torch-compiled", engine="torch", micro_batch_size=8, steps=5, compile=True),
+        Case("deepspeed-compiled", stage=1, micro_batch_size=8, steps=5, compile=True),
+    ]
+    compiled = run(1, tmp_path, cases)
+    assert apart(one["torch-fp32"], compiled["torch-compiled"]) < 1e-4
+    assert apart(one["fp32-1"], compiled["deepspeed-compiled"]) < 1e-4
+    assert compiled["torch-compiled"]["weights"].keys() == one["torch-fp32"]["weights"].keys() == compiled["deepspeed-compiled"]["weights"].keys()

@@ -37,6 +37,7 @@ class Case:
     steps: int = HORIZON
     resume_at: int | None = None
     offload: bool = False
+    compile: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
@@ -55,12 +56,12 @@ def engine(case: Case, world_size: int) -> Engine:
         return OPTIM.lr_at(step, HORIZON)
 
     if case.engine == "torch":
-        return TorchEngine(model(), OPTIM, lr_at, precision=case.precision)
+        return TorchEngine(model(), OPTIM, lr_at, precision=case.precision, compile=case.compile)
     config = deepspeed_config(
         OPTIM, precision=case.precision, zero=Zero(stage=case.stage, offload_optimizer=case.offload), micro_batch_size=case.micro_batch_size,
         grad_accum_steps=GLOBAL_BATCH // world_size // case.micro_batch_size, overrides=case.overrides,
     )  # fmt: skip
-    return DeepSpeedEngine(model(), OPTIM, lr_at, config=config)
+    return DeepSpeedEngine(model(), OPTIM, lr_at, config=config, compile=case.compile)
 
 
 def batches(case: Case, rank: int, world_size: int, start: int) -> Iterator[Step]:

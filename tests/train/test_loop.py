@@ -38,7 +38,7 @@ def test_it_ends_when_the_batches_do():
 
 
 def test_a_loss_that_is_no_number_stops_it():
-    with pytest.raises(RunError, match="the loss is nan at step [23]; lower optim.lr"):
+    with pytest.raises(RunError, match=r"the loss is nan at step [23]; lower optim.lr"):
         loop.train(engine(lr=1e30), OBJECTIVE, batches(CASE, 0, 1, 0), max_steps=5, seed=0, on_step=lambda *_: None)
 
 
