@@ -18,6 +18,7 @@ from fmray.model.checkpoint import read_hf_config
 Rows = dict[str, NDArray[Any]]
 
 LONGEST = 512
+SCRATCH_SEED = 1_000_003
 _SAFELY = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 
 
@@ -71,10 +72,11 @@ class Classifier:
         config.label2id = {label: index for index, label in enumerate(labels)}
         config.problem_type = "single_label_classification"
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        torch.manual_seed(seed)
+        # Pretraining may have begun from this very seed; the control is to be another draw than what it began with.
+        torch.manual_seed(seed + SCRATCH_SEED if from_scratch else seed)
         with _quiet():
             if from_scratch:
-                model = AutoModelForSequenceClassification.from_config(config, dtype=_float32())  # type: ignore[no-untyped-call]
+                model = AutoModelForSequenceClassification.from_config(config, dtype=_float32())
             else:
                 model = AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=_float32(), **_SAFELY)
         return cls(model.to(_device(device)), tokenizer)

@@ -1,14 +1,18 @@
 """The stage finetune: a classifier from any checkpoint that has a classification head for its architecture."""
 
 import shutil
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fmray.cluster import call
 from fmray.core.artifact import Artifact, write_json
 from fmray.core.config import Config, dump
+from fmray.core.report import Cost
 from fmray.core.stage import Out, stage
 from fmray.model.checkpoint import Checkpoint, LossPoint, Trial, count_weights, hf_digest, read_hf_config
+from fmray.model.flops import flops_per_token
 from fmray.tasks import TaskData
 from fmray.train.beat import Beat, following
 from fmray.train.tuning import MODEL, Epochs, Tuned, TuningConfig, read_progress, tune_classifier
@@ -40,9 +44,12 @@ def finetune(config: FinetuneConfig, checkpoint: Artifact[Checkpoint], out: Out)
     write_json(out.path / TASK_SUMMARY, data.summary())
     seen = out.work / "data.json"
     data.save(seen, ("train", "validation"))
-    run_tuning(config, checkpoint.path, seen, out.work / "epochs", out, from_scratch=config.from_scratch)
-    payload = export(out, checkpoint, config, data, Epochs(out.work / "epochs").best())
-    shutil.rmtree(out.work / "epochs")
+    epochs = Epochs(out.work / "epochs")
+    began = time.monotonic()
+    run_tuning(config, checkpoint.path, seen, epochs.folder, out, from_scratch=config.from_scratch)
+    spent = Spent(epochs.n_tokens(), time.monotonic() - began)
+    payload = export(out, checkpoint, config, data, epochs.best(), spent)
+    shutil.rmtree(epochs.folder)
     return payload
 
 
@@ -83,17 +90,31 @@ def _worker(config: TuningConfig, start: Path, data: Path, folder: Path, beat_fi
     )  # fmt: skip
 
 
-def export(out: Out, parent: Artifact[Checkpoint], config: TuningConfig, data: TaskData, best: Path, trials: Sequence[Trial] = ()) -> Checkpoint:
-    """Copies the best epoch's Hugging Face files into the artifact and says what they are."""
+@dataclass(frozen=True)
+class Spent:
+    """What all trainings of a stage took: tokens trained on, and seconds that its processes ran, added up."""
+
+    n_tokens: int
+    seconds: float
+
+
+def export(
+    out: Out, parent: Artifact[Checkpoint], config: TuningConfig, data: TaskData, best: Path, spent: Spent, trials: Sequence[Trial] = ()
+) -> Checkpoint:
+    """Copies the best epoch's Hugging Face files into the artifact and says what they are and what they took."""
     for file in sorted((best / MODEL).iterdir()):
         shutil.copyfile(file, out.path / file.name)
-    hf = read_hf_config(out.path)
-    chosen = read_progress(best)
+    hf, n_params = read_hf_config(out.path), count_weights(out.path)
+    chosen, n_train = read_progress(best), len(data.splits["train"])
+    count = config.num_gpus or config.num_cpus
+    out.spend(device="gpu" if config.num_gpus else "cpu", count=count, seconds=spent.seconds)
+    # A classifier looks its embeddings up and has no language modelling head, whatever was tied in pretraining.
+    per_token = flops_per_token({**hf, "tie_word_embeddings": False}, n_params, round(chosen.n_tokens[0] / n_train))
     return Checkpoint(
         head="sequence_classification",
         architecture=str(hf["model_type"]),
         digest=hf_digest(out.path),
-        n_params=count_weights(out.path),
+        n_params=n_params,
         vocab_size=int(hf["vocab_size"]),
         step=len(chosen.losses),
         tokens_seen=sum(chosen.n_tokens),
@@ -104,10 +125,15 @@ def export(out: Out, parent: Artifact[Checkpoint], config: TuningConfig, data: T
         trials=tuple(trials),
         figures={
             f"validation/{config.metric}": max(chosen.history),
-            "train_examples": float(len(data.splits["train"])),
+            "train_examples": float(n_train),
             "validation_examples": float(len(data.splits["validation"])),
             "test_examples": float(len(data.splits["test"])),
         },
+        cost=Cost(
+            flops=None if per_token is None else per_token * spent.n_tokens,
+            device_hours=count * spent.seconds / 3600,
+            notes="all trainings of this step; flops: 6 N + 12 L d T a token at the mean length, without padding and scoring",
+        ),
     )
 
 

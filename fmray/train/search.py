@@ -20,7 +20,7 @@ from fmray.core.report import Decision
 from fmray.core.stage import Out, stage
 from fmray.model.checkpoint import Checkpoint, Trial, read_hf_config
 from fmray.tasks import TaskData
-from fmray.train.finetune import TASK_SUMMARY, export, run_tuning
+from fmray.train.finetune import TASK_SUMMARY, Spent, export, run_tuning
 from fmray.train.finetune import plan as plan_tuning
 from fmray.train.search_config import SearchConfig
 from fmray.train.tuning import MODEL, Epochs, Tuned, tune_classifier
@@ -69,8 +69,10 @@ def search(config: SearchConfig, checkpoint: Artifact[Checkpoint], decision: Art
     winner = max((e for e in ended if e.best is not None), key=lambda e: e.score, default=None)
     if winner is None or winner.best is None:
         raise _all_failed(results, ended, out.work / "tune")
-    control = _control(config, winner, checkpoint.path, seen, out)
-    payload = export(out, checkpoint, config.trial(winner.trial.config), data, winner.best, [e.trial for e in ended] + [control])
+    control, control_tokens = _control(config, winner, checkpoint.path, seen, out)
+    trials = [*(e.trial for e in ended), control]
+    spent = Spent(sum(e.n_tokens for e in ended) + control_tokens, sum(t.wall_s or 0.0 for t in trials))
+    payload = export(out, checkpoint, config.trial(winner.trial.config), data, winner.best, spent, trials)
     for scratch in ("tune", CONTROL):
         shutil.rmtree(out.work / scratch)
     return payload
@@ -85,9 +87,10 @@ def _all_failed(results: list["Result"], ended: list["_Ended"], folder: Path) ->
 
 @dataclass(frozen=True)
 class _Ended:
-    """A trial that ended: its line in the trace, and where its best epoch lies (None: it failed)."""
+    """A trial that ended: its line in the trace, the tokens it trained on, and where its best epoch lies (None: it failed)."""
 
     trial: Trial
+    n_tokens: int
     best: Path | None
 
     @property
@@ -103,13 +106,16 @@ class _Board:
 
 def _run_trials(config: SearchConfig, start: Path, data: Path, out: Out) -> list["Result"]:
     folder = out.work / "tune"
+    told: list[object] = [None]
 
     def tell(trials: list[Any]) -> None:
+        """Called at every turn of Tune's loop; speaks up when something has changed."""
         scores = [t.metric_analysis[SCORE]["max"] for t in trials if SCORE in t.metric_analysis]
-        best = {f"best_validation_{config.metric}": max(scores)} if scores else {}
-        failed = sum(t.status == "ERROR" for t in trials)
-        ended = sum(t.is_finished() for t in trials)
-        out.progress(f"trials ({failed} failed)" if failed else "trials", done=ended, total=config.num_trials, **best)
+        state = ended, failed, best = sum(t.is_finished() for t in trials), sum(t.status == "ERROR" for t in trials), max(scores, default=None)
+        if state != told[0]:
+            figures = {} if best is None else {f"best_validation_{config.metric}": best}
+            out.progress(f"trials ({failed} failed)" if failed else "trials", done=ended, total=config.num_trials, **figures)
+            told[0] = state
 
     with _environment(TUNE_ENVIRONMENT), _quiet():
         tuner = _tuner(config, start, data, folder)
@@ -164,7 +170,7 @@ def _trainable(config: SearchConfig, start: Path, data: Path) -> Callable[[dict[
             history = tuned.progress.history
             with tempfile.TemporaryDirectory() as folder:
                 tuned.save(Path(folder))
-                tune.report({SCORE: history[-1], "history": list(history)}, checkpoint=tune.Checkpoint.from_directory(folder))
+                tune.report({SCORE: history[-1], "history": list(history), "n_tokens": sum(tuned.progress.n_tokens)}, checkpoint=tune.Checkpoint.from_directory(folder))
             return True
 
         saved = tune.get_checkpoint()
@@ -185,13 +191,10 @@ def _callback() -> Any:
     from ray.tune import Callback
 
     class Live(Callback):
-        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             _Board.tell(trials)
 
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            _Board.tell(trials)
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
             _Board.tell(trials)
 
     return Live()
@@ -242,7 +245,7 @@ def _ended(config: SearchConfig, index: int, result: "Result") -> _Ended:
         trial_id=f"{index:03d}", config=values, status=status, score=max(history, default=None), history=history,
         wall_s=metrics.get("time_total_s"), note=note,
     )  # fmt: skip
-    return _Ended(trial, best)
+    return _Ended(trial, metrics.get("n_tokens", 0), best)
 
 
 def _deaths(errors: Path) -> int:
@@ -261,22 +264,24 @@ def _first_line(error: BaseException) -> str:
     return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
 
 
-def _control(config: SearchConfig, winner: _Ended, start: Path, data: Path, out: Out) -> Trial:
-    """The winner's hyperparameters on random weights, for as many epochs as the winner ran; its best epoch goes to `control/`."""
+def _control(config: SearchConfig, winner: _Ended, start: Path, data: Path, out: Out) -> tuple[Trial, int]:
+    """The winner's hyperparameters on random weights, for as many epochs as the winner ran; its best epoch goes to `control/`.
+
+    Returns:
+        Its line in the trace, and the tokens it trained on.
+    """
     clock = time.monotonic()
-    folder = out.work / CONTROL
-    history: tuple[float, ...] = ()
+    epochs = Epochs(out.work / CONTROL)
+    tuning, stop_after = config.trial(winner.trial.config), len(winner.trial.history)
     try:
-        run_tuning(
-            config.trial(winner.trial.config), start, data, folder, out, from_scratch=True, stop_after=len(winner.trial.history), what="control"
-        )
-        epochs = Epochs(folder)
-        history = epochs.history()
+        run_tuning(tuning, start, data, epochs.folder, out, from_scratch=True, stop_after=stop_after, what="control from random weights")
         shutil.copytree(epochs.best() / MODEL, out.path / CONTROL, dirs_exist_ok=True)
         status, note = "control", "the winner's hyperparameters from random weights"
     except RunError as error:
         status, note = "failed", f"the control from random weights failed: {error}"
-    return Trial(
+    history = epochs.history()
+    trial = Trial(
         trial_id=CONTROL, config=winner.trial.config, status=status, score=max(history, default=None), history=history,
         wall_s=round(time.monotonic() - clock, 3), note=note,
     )  # fmt: skip
+    return trial, epochs.n_tokens()

@@ -204,6 +204,11 @@ class Epochs:
         latest = self.latest()
         return () if latest is None else tuple(read_progress(latest).history)
 
+    def n_tokens(self) -> int:
+        """The tokens trained on in all finished epochs."""
+        latest = self.latest()
+        return 0 if latest is None else sum(read_progress(latest).n_tokens)
+
     def best(self) -> Path:
         """The folder of the epoch with the highest validation score, the last of equals: it has seen more."""
         history = self.history()

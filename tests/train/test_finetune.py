@@ -1,0 +1,142 @@
+"""The stage finetune, through the core: a classifier as an artifact, from a decoder and from an encoder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from fmray.core.artifact import Artifact
+from fmray.core.errors import ArtifactError, ConfigError, DataError
+from fmray.model.checkpoint import Checkpoint, hf_digest
+from fmray.tasks.classifier import Classifier
+from tests.models import minilm
+from tests.train import tiny
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Artifact[Checkpoint]:
+    return tiny.base_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_csv(tmp_path_factory.mktemp("data") / "t.csv", tiny.labelled(40))
+
+
+@pytest.fixture(scope="module")
+def tuned(base: Artifact[Checkpoint], path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact[Checkpoint], tiny.Watcher]:
+    watcher = tiny.Watcher()
+    root = tmp_path_factory.mktemp("runs") / "tuned"
+    return tiny.run("finetune", config_of(path), root, watcher, checkpoint=base), watcher
+
+
+def config_of(path: Path, **changes: Any) -> dict[str, Any]:
+    return {"task": tiny.task(path), "epochs": 6, "optim": {"lr": 3e-3}} | changes
+
+
+def test_the_artifact_is_a_directory_that_opens_with_nothing_else(tuned: tuple[Artifact[Checkpoint], tiny.Watcher]) -> None:
+    folder = tuned[0].path
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    texts = ["storm and rain", "butter in the oven", "the captain and the mast"]
+    with torch.inference_mode():
+        theirs = model(**tokenizer(texts, padding=True, truncation=True, return_tensors="pt")).logits.numpy()
+    ours = Classifier.load(folder)
+    np.testing.assert_allclose(ours.logits(ours.encode(texts, tokenizer.model_max_length)), theirs, atol=1e-6)
+    assert [model.config.id2label[i] for i in theirs.argmax(axis=1)] == ["weather", "cooking", "sailing"]
+
+
+def test_its_payload_says_what_it_is(tuned: tuple[Artifact[Checkpoint], tiny.Watcher], base: Artifact[Checkpoint]) -> None:
+    payload = tuned[0].payload
+    assert (payload.head, payload.architecture, payload.parent) == ("sequence_classification", "llama", base.fingerprint)
+    assert payload.labels == ("cooking", "sailing", "weather")
+    assert payload.digest == hf_digest(tuned[0].path)
+    assert payload.task is not None
+    assert payload.task["name"] == "topics"
+    assert payload.figures["validation/macro_f1"] > 0.9
+    assert payload.losses[-1].loss < payload.losses[0].loss
+    assert payload.losses[-1].step == payload.step
+    summary = json.loads((tuned[0].path / "task.json").read_text())
+    assert sum(summary["counts"]["train"].values()) == payload.figures["train_examples"]
+    assert payload.cost is not None
+    assert payload.cost.flops is not None
+    assert payload.cost.flops > 6 * 1e4 * payload.tokens_seen
+
+
+def test_it_tells_how_far_it_is(tuned: tuple[Artifact[Checkpoint], tiny.Watcher]) -> None:
+    steps = [(done, total) for _, done, total, figures in tuned[1].told if "loss" in figures]
+    assert steps, tuned[1].told
+    assert all(total == steps[0][1] and 0 < done <= total for done, total in steps)
+
+
+def test_killed_after_an_epoch_it_goes_on_from_there(base: Artifact[Checkpoint], path: Path, tmp_path: Path, tuned: tuple[Artifact[Checkpoint], tiny.Watcher]) -> None:
+    import shutil
+
+    from fmray.core.artifact import STARTED
+    from fmray.core.config import load_config
+    from fmray.train.finetune import FinetuneConfig
+    from fmray.train.tuning import Epochs, tune_classifier
+
+    # What a run leaves that was killed behind its second epoch: no record, and the epochs in its work folder.
+    root = tmp_path / "tuned"
+    root.mkdir()
+    shutil.copyfile(tuned[0].path / STARTED, root / STARTED)
+    config = load_config(FinetuneConfig, config_of(path))
+    epochs = Epochs(root / "work" / "epochs")
+    epochs.folder.mkdir(parents=True)
+
+    def on_epoch(t: Any) -> bool:
+        epochs.add(t)
+        return bool(t.progress.epoch < 2)
+
+    tune_classifier(config, base.path, config.task.load(), on_epoch=on_epoch)
+    watcher = tiny.Watcher()
+    again = tiny.run("finetune", config_of(path), root, watcher, checkpoint=base)
+    assert again.payload.digest == tuned[0].payload.digest
+    steps_an_epoch = -(-int(again.payload.figures["train_examples"]) // 16)
+    assert min(done or 0 for _, done, _, figures in watcher.told if "loss" in figures) > 2 * steps_an_epoch
+
+
+def test_from_scratch_shares_nothing_with_the_checkpoint(base: Artifact[Checkpoint], path: Path, tmp_path: Path) -> None:
+    one = tiny.run("finetune", config_of(path, epochs=1, optim={"lr": 1e-9}, from_scratch=True), tmp_path / "scratch", checkpoint=base)
+    start = Classifier.start(base.path, one.payload.labels, seed=0, from_scratch=True)
+    got = Classifier.load(one.path)
+    torch.testing.assert_close(got.model.model.embed_tokens.weight, start.model.model.embed_tokens.weight, atol=1e-5, rtol=0)
+    pretrained = Classifier.start(base.path, one.payload.labels, seed=0)
+    assert (got.model.model.embed_tokens.weight - pretrained.model.model.embed_tokens.weight).abs().max() > 1e-3
+
+
+def test_an_encoder_of_another_family_is_tuned_as_well(path: Path, tmp_path: Path) -> None:
+    source = minilm()
+    payload = Checkpoint(head="causal_lm", architecture="bert", digest=hf_digest(source), n_params=1, vocab_size=30522)
+    (tmp_path / "minilm").mkdir()
+    for file in source.iterdir():
+        if file.is_file():
+            (tmp_path / "minilm" / file.name).symlink_to(file)
+    base = tiny.commit(tmp_path / "minilm", payload, "minilm")
+    config = config_of(path, epochs=3, optim={"lr": 3e-4}, max_length=24)
+    tuned = tiny.run("finetune", config, tmp_path / "tuned", checkpoint=base)
+    classifier = Classifier.load(tuned.path)
+    rows = tiny.labelled(40, seed=9)
+    predicted = classifier.logits(classifier.encode([text for text, _ in rows], 24)).argmax(axis=1)
+    accuracy = np.mean([classifier.labels[p] == label for p, (_, label) in zip(predicted, rows, strict=True)])
+    assert accuracy >= 0.95
+    assert tuned.payload.architecture == "bert"
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(base: Artifact[Checkpoint], path: Path, tmp_path: Path) -> None:
+    empty = tiny.commit(tmp_path / "empty", base.payload, "empty")
+    for error, message, config, checkpoint in (
+        (ConfigError, "max_length: is 65, but the model has 64 positions", config_of(path, max_length=65), base),
+        (DataError, "no column 'topic'", config_of(path, task=tiny.task(path, label="topic")), base),
+        (ArtifactError, "is not a model checkpoint", config_of(path), empty),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            tiny.run("finetune", config, tmp_path / "out", checkpoint=checkpoint)
+        assert caught.value.exit_code == 2
+        assert not (tmp_path / "out").exists()
