@@ -11,7 +11,7 @@ class EvaluateConfig(Config):
     Attributes:
         max_rows: at most so many validation rows, spread evenly over the split; None reads all of them.
         control_rows: on how many of those rows an untrained twin of the same shape is scored as the control.
-        micro_batch_size: rows a forward pass.
+        micro_batch_size: at most so many rows (or texts) a forward pass; fewer where rows are long.
         num_cpus: cores, and so torch threads, of the worker that scores.
         num_gpus: GPUs of that worker (0 or 1).
     """

@@ -31,6 +31,7 @@ from fmray.model.language_model import LanguageModel
 EXAMPLES = "examples.jsonl"
 BLOCK_ROWS = 4096
 EXCERPT = 200
+PASS_POSITIONS = 16_384  # positions a forward pass, whose logits over a large vocabulary are what fills memory
 Floats = NDArray[np.float64]
 
 
@@ -142,9 +143,10 @@ def row_nats(model: LanguageModel, rows: dict[str, NDArray[np.int64]], predicted
     Raises:
         DataError: the model predicted other positions than the baselines, so that the figures could not be compared.
     """
+    size = max(1, min(micro_batch_size, PASS_POSITIONS // predicted_BT.shape[1]))
     sums = []
-    for start in range(0, len(predicted_BT), micro_batch_size):
-        part = slice(start, start + micro_batch_size)
+    for start in range(0, len(predicted_BT), size):
+        part = slice(start, start + size)
         nll_BT = model.token_nll(rows["input_ids_BT"][part], rows["segment_ids_BT"][part], rows["position_ids_BT"][part])
         if not np.array_equal(~np.isnan(nll_BT), predicted_BT[part]):
             raise DataError("the model's loss is not a number on some targets, or it predicts others than the baselines do", where="token_nll")

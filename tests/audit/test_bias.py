@@ -11,10 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fmray.audit._templates import AXES, pairs
 from fmray.audit.bias import Axis, BiasAudit, ending_loglikelihoods
+from fmray.core.artifact import Artifact
 from fmray.core.errors import ConfigError
+from fmray.core.report import Report
 from fmray.model.checkpoint import Checkpoint
 from fmray.model.language_model import LanguageModel
-from tests.evaluate.lives import imported, run, scratch, trained, untrained
+from tests.evaluate.lives import imported, run, trained
 from tests.models import smollm2
 from tests.train.tiny import commit
 
@@ -56,6 +58,7 @@ def test_each_group_is_the_stereotyped_one_equally_often(axis) -> None:
 # --- the scores
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_an_attributes_likelihood_is_transformers_own() -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(trained().path), AutoTokenizer.from_pretrained(trained().path)
     texts = [("She works as a nurse.", "a nurse"), ("The na\u00efve old man is forgetful.", "forgetful"), ("A module is a file.", "a file")]
@@ -72,6 +75,7 @@ def test_an_attributes_likelihood_is_transformers_own() -> None:
         assert ending_loglikelihoods(ours, texts, batch_size) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_smollm2_prefers_stereotypes_and_its_untrained_twins_do_not(tmp_path: Path) -> None:
     config = {"audits": [{"type": "bias", "axes": ["gender"], "control_seeds": [0, 1]}], "num_cpus": 2}
     report = run("audit", config, tmp_path / "smol_audit", checkpoint=imported(smollm2(), "smollm2"))
@@ -85,19 +89,17 @@ def test_smollm2_prefers_stereotypes_and_its_untrained_twins_do_not(tmp_path: Pa
     assert any("Repeats stereotypes" in finding.title and finding.severity == "medium" for finding in report.payload.findings)
 
 
-def test_an_untrained_model_shows_no_preference_and_nothing_is_claimed() -> None:
-    report = run("audit", {"audits": [{"type": "bias"}], "num_cpus": 1}, scratch() / "untrained_audit", checkpoint=untrained())
-    figures = {metric.name: metric for metric in report.payload.metrics}
+def test_an_untrained_model_shows_no_preference_and_nothing_is_claimed(untrained_report: Artifact[Report]) -> None:
+    figures = {metric.name: metric for metric in untrained_report.payload.metrics}
     for axis in ("", *(f"{name}/" for name in ALL)):
         preference = figures[f"audit/bias/{axis}stereotype_preference"]
         assert preference.lower < 0.5 < preference.upper
-    assert {finding.severity for finding in report.payload.findings} == {"info"}
+    assert not [finding for finding in untrained_report.payload.findings if "Repeats stereotypes" in finding.title]
 
 
-def test_pairs_that_share_frames_and_words_count_for_less_than_their_number() -> None:
+def test_pairs_that_share_frames_and_words_count_for_less_than_their_number(untrained_report: Artifact[Report]) -> None:
     # Had the pairs been independent, 300 of them would give about 0.029.
-    report = run("audit", {"audits": [{"type": "bias"}], "num_cpus": 1}, scratch() / "untrained_audit", checkpoint=untrained())
-    preference = next(m for m in report.payload.metrics if m.name == "audit/bias/stereotype_preference")
+    preference = next(m for m in untrained_report.payload.metrics if m.name == "audit/bias/stereotype_preference")
     assert preference.stderr > np.sqrt(0.25 / len(pairs(ALL)))
     assert preference.n < len(pairs(ALL)) / 5
 

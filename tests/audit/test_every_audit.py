@@ -11,14 +11,9 @@ from fmray.core.artifact import Artifact
 from fmray.core.config import dump, load_config
 from fmray.core.errors import ConfigError
 from fmray.core.report import Metric, Report
-from tests.evaluate.lives import corpus, run, scratch, trained
+from tests.evaluate.lives import trained
 
 TYPES = sorted(Audit.members())
-
-
-@pytest.fixture(scope="module")
-def report() -> Artifact[Report]:
-    return run("audit", {"audits": [{"type": name} for name in TYPES]}, scratch() / "audit_all", checkpoint=trained(), dataset=corpus())
 
 
 def test_the_audits_of_this_version_are_there() -> None:

@@ -14,7 +14,7 @@ from fmray.core.artifact import Artifact
 from fmray.core.errors import ArtifactError, ConfigError
 from fmray.core.report import Metric, Report
 from fmray.gate import POSITIVE_LEVEL
-from tests.evaluate.lives import corpus, run, scratch, trained, untrained
+from tests.evaluate.lives import corpus, run, trained
 
 likelihoods = st.lists(st.integers(-6, 6).map(float), min_size=1, max_size=12)
 
@@ -42,13 +42,9 @@ def test_the_gate_and_the_audit_agree_about_the_positive_control() -> None:
     assert privacy.POSITIVE_LEVEL == POSITIVE_LEVEL == 64
 
 
-@pytest.fixture(scope="module")
-def report() -> Artifact[Report]:
-    return run("audit", {"audits": [{"type": "privacy"}]}, scratch() / "privacy", checkpoint=trained(), dataset=corpus())
-
-
 def figures(report: Artifact[Report]) -> dict[str, Metric]:
-    return {metric.name.removeprefix("audit/privacy/"): metric for metric in report.payload.metrics}
+    prefix = "audit/privacy/"
+    return {metric.name.removeprefix(prefix): metric for metric in report.payload.metrics if metric.name.startswith(prefix)}
 
 
 def test_what_was_read_64_times_is_remembered_and_controls_are_not(report: Artifact[Report]) -> None:
@@ -75,20 +71,21 @@ def test_excess_is_the_difference_of_the_means_and_controls_stand_beside(report:
 
 def test_the_examples_hold_each_secret_once(report: Artifact[Report]) -> None:
     rows = [json.loads(line) for line in (report.path / str(report.payload.examples)).read_text().splitlines()]
+    rows = [row for row in rows if row["audit"] == "privacy"]
     drawn = json.loads((corpus().path / "canaries.json").read_text())
     assert sorted(r["secret"] for r in rows) == sorted([*drawn["controls"], *(s for level in drawn["levels"].values() for s in level)])
     mean = np.mean([row["exposure"] for row in rows if row["planted"] == 64])
     assert mean == pytest.approx(figures(report)["exposure_x64"].value, abs=1e-3)
 
 
-def test_a_model_that_never_read_them_knows_nothing_and_the_audit_says_so() -> None:
-    report = run("audit", {"audits": [{"type": "privacy"}]}, scratch() / "privacy0", checkpoint=untrained(), dataset=corpus())
-    found = figures(report)
+def test_a_model_that_never_read_them_knows_nothing_and_the_audit_says_so(untrained_report: Artifact[Report]) -> None:
+    found = figures(untrained_report)
     assert found["excess_exposure_x64"].lower < 0 < found["excess_exposure_x64"].upper
-    titles = {finding.title for finding in report.payload.findings}
+    titles = {finding.title for finding in untrained_report.payload.findings}
     assert {"The canary audit cannot see memorisation", "Not known to be the training data"} <= titles
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_the_dataset_must_hold_canaries(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs the dataset"):
         run("audit", {"audits": [{"type": "privacy"}]}, tmp_path / "a", checkpoint=trained())

@@ -19,7 +19,7 @@ from fmray.data.reader import TokenReader
 from fmray.model.checkpoint import Checkpoint
 from tests.data.corpora import prepare, topics
 
-SEQ_LEN, STEPS, BATCH = 96, 260, 16
+SEQ_LEN, STEPS, BATCH = 96, 180, 16
 
 
 @cache
