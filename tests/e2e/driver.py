@@ -11,13 +11,14 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "jobs" / "quickstart.yaml"
 # The quickstart, shrunk by overrides alone to what a test can wait for.
 SHRUNK = (
-    "corpus.source={type: python_docs, max_documents: 1500}",
     "corpus.vocab_size=512",
     "corpus.seq_len=64",
     "base.max_steps=30",
     "base.checkpoint_every_steps=10",
     "base_gate.rules=['eval/bits_per_byte < 20']",
     "tuned.num_trials=2",
+    "tuned.epochs=2",
+    "tuned.task.max_examples_per_class=30",
     "tuned_gate.rules=['eval/package/macro_f1 >= 0']",
 )
 
