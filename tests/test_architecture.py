@@ -190,3 +190,14 @@ def test_the_top_level_layout() -> None:
     top = {name.split("/")[0] for name in tracked}
     known = {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "fmray", "cluster", "jobs", "tests", "benchmarks"}
     assert {name for name in top if not name.startswith(".")} <= known
+
+
+def test_ruff_is_clean() -> None:
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_mypy_is_clean() -> None:
+    done = subprocess.run([sys.executable, "-m", "mypy"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout
