@@ -42,7 +42,7 @@ def connect() -> None:
     runtime_env: dict[str, Any] = {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}}
     texts = plugins.sources()
     if texts:
-        runtime_env["worker_process_setup_hook"] = _PluginHook(texts)
+        runtime_env["worker_process_setup_hook"] = _plugin_hook(texts)
     _private = not os.environ.get("RAY_ADDRESS")
     if _private:
         _folder = folder = _short_temporary_folder()
@@ -71,14 +71,13 @@ def is_private() -> bool:
     return _private
 
 
-class _PluginHook:
-    """Runs first in every worker process."""
+def _plugin_hook(texts: Mapping[str, str]) -> Callable[[], None]:
+    """What runs first in every worker process. Ray wants a function with a name here, so a closure and no object."""
 
-    def __init__(self, texts: Mapping[str, str]) -> None:
-        self.texts = dict(texts)
+    def install_plugins() -> None:
+        plugins.install(texts)
 
-    def __call__(self) -> None:
-        plugins.install(self.texts)
+    return install_plugins
 
 
 def _short_temporary_folder() -> str:

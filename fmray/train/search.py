@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -122,7 +123,7 @@ def _run_trials(config: SearchConfig, start: Path, data: Path, out: Out) -> list
         _Board.tell = tell
         try:
             grid = tuner.fit()
-            return [grid[index] for index in range(len(grid))]
+            return sorted((grid[index] for index in range(len(grid))), key=_drawn)
         finally:
             _Board.tell = lambda trials: None
 
@@ -160,6 +161,12 @@ def _tuner(config: SearchConfig, start: Path, data: Path, folder: Path) -> "Tune
 
 def _trial_id(trial: Any) -> str:
     return str(trial.trial_id)
+
+
+def _drawn(result: "Result") -> int:
+    """Which draw a trial is: a restored search lists its trials in another order. Optuna's ids say nothing of it, and stay as listed."""
+    number = re.search(r"_(\d+)$", Path(result.path).name)
+    return int(number[1]) if number else 0
 
 
 def _trainable(config: SearchConfig, start: Path, data: Path) -> Callable[[dict[str, Any]], None]:

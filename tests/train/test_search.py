@@ -244,7 +244,11 @@ def test_a_killed_driver_is_restored_with_its_finished_trials(base: Artifact[Che
                 lines = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
                 if lines and lines[-1]["training_iteration"] == 40:
                     finished[lines[-1]["trial_id"]] = lines[-1]
-        time.sleep(2)  # a snapshot a second
+        # What restores is Tune's own snapshot: wait for one that has the finished trial.
+        while not any("TERMINATED" in file.read_text() for file in work.glob("tune/experiment_state*.json")):
+            assert first.poll() is None, "the search ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     finally:
         first.kill()
         first.wait()
