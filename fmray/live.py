@@ -89,7 +89,7 @@ class LiveRun:
             self._live.update(grid)
         elif time.monotonic() - self._last_plain >= PLAIN_EVERY_S:
             self._last_plain = time.monotonic()
-            self.console.print(f"  … {self._step}  {line}", markup=False)
+            self.console.print(f"  … {self._step}  {line}", markup=False, soft_wrap=True)
 
     def on_done(self, outcome: Outcome) -> None:
         """A step is complete: one line that stays."""
