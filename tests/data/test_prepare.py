@@ -148,7 +148,7 @@ def test_check_says_what_it_knows_and_no_more() -> None:
     assert "1, 4, 16, 64" in lines["canaries"]
 
 
-def bad(tmp_path: Path, content: bytes, message: str, **settings: object) -> None:
+def check_refused(tmp_path: Path, content: bytes, message: str, **settings: object) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "x.txt").write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
@@ -158,19 +158,19 @@ def bad(tmp_path: Path, content: bytes, message: str, **settings: object) -> Non
 
 
 def test_an_empty_corpus(ray_session: None, tmp_path: Path) -> None:
-    bad(tmp_path, b"\n \n\x00\x07\n", r"holds no document \(removed empty: 1\)")
+    check_refused(tmp_path, b"\n \n\x00\x07\n", r"holds no document \(removed empty: 1\)")
 
 
 def test_bytes_that_are_no_text_are_named_across_ray(ray_session: None, tmp_path: Path) -> None:
-    bad(tmp_path, b"fine\n\n\x00\xff", r"x\.txt: is not UTF-8 text at offset 7")
+    check_refused(tmp_path, b"fine\n\n\x00\xff", r"x\.txt: is not UTF-8 text at offset 7")
 
 
 def test_a_vocabulary_larger_than_the_data_supports(ray_session: None, tmp_path: Path) -> None:
-    bad(tmp_path, "\n\n".join(topics()[:50]).encode(), "supports a vocabulary of [0-9]+, not 9000", vocab_size=9000)
+    check_refused(tmp_path, "\n\n".join(topics()[:50]).encode(), "supports a vocabulary of [0-9]+, not 9000", vocab_size=9000)
 
 
 def test_a_split_without_a_row(ray_session: None, tmp_path: Path) -> None:
-    bad(
+    check_refused(
         tmp_path,
         "\n\n".join(topics()[:40]).encode(),
         "0.0001 of .* documents leaves the validation split empty",
