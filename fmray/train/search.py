@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,13 +23,14 @@ from fmray.tasks import TaskData
 from fmray.train.finetune import TASK_SUMMARY, Spent, export, run_tuning
 from fmray.train.finetune import plan as plan_tuning
 from fmray.train.search_config import SearchConfig
-from fmray.train.tuning import MODEL, Epochs, Tuned, tune_classifier
+from fmray.train.tuning import MODEL, Epochs, Progress, Tuned, read_progress, tune_classifier
 
 if TYPE_CHECKING:
     from ray.tune import Result, Tuner
 
 CONTROL = "control"
 SCORE = "score"
+EPOCHS = "epochs"
 TUNE_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1",  # what a killed driver may lose
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run instead of making Tune return half a search
@@ -52,7 +52,8 @@ def search(config: SearchConfig, checkpoint: Artifact[Checkpoint], decision: Art
     """Searches, exports the trial and epoch that are best on the validation split, and tunes a control from random weights.
 
     The test split is read by nothing here: the trials get a file without it. Killed, finished trials are kept, running ones
-    go on from their last epoch.
+    go on from their last epoch: a trial keeps its epochs itself, because Ray Tune's snapshot of the search may be older than the
+    checkpoints that Tune has kept since, and then Tune looks for one that is gone.
 
     Raises:
         RunError: every trial failed; the message names the first failure.
@@ -131,9 +132,9 @@ def _run_trials(config: SearchConfig, start: Path, data: Path, out: Out) -> list
 def _tuner(config: SearchConfig, start: Path, data: Path, folder: Path) -> "Tuner":
     """A new experiment in `folder`, or the one that was interrupted there."""
     from ray import tune
-    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+    from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 
-    trainable = tune.with_resources(_trainable(config, start, data), {"cpu": config.num_cpus, "gpu": config.num_gpus})
+    trainable = tune.with_resources(_trainable(config, start, data, folder), {"cpu": config.num_cpus, "gpu": config.num_gpus})
     if any(folder.glob("experiment_state*.json")):
         return Tuner.restore(str(folder), trainable=trainable, resume_unfinished=True, resume_errored=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -151,8 +152,6 @@ def _tuner(config: SearchConfig, start: Path, data: Path, folder: Path) -> "Tune
             name=folder.name,
             storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=config.max_failures),
-            # The best epoch and, whatever its score, the latest one, from which a trial is taken up again.
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"),
             callbacks=[_callback()],
             verbose=0,
         ),
@@ -169,22 +168,26 @@ def _drawn(result: "Result") -> int:
     return int(number[1]) if number else 0
 
 
-def _trainable(config: SearchConfig, start: Path, data: Path) -> Callable[[dict[str, Any]], None]:
+def _trainable(config: SearchConfig, start: Path, data: Path, folder: Path) -> Callable[[dict[str, Any]], None]:
     def trial(values: dict[str, Any]) -> None:
         from ray import tune
 
+        def report(progress: Progress, epoch: int) -> None:
+            tune.report({SCORE: progress.history[epoch - 1]})
+
         def on_epoch(tuned: Tuned) -> bool:
-            history = tuned.progress.history
-            with tempfile.TemporaryDirectory() as folder:
-                tuned.save(Path(folder))
-                tune.report({SCORE: history[-1], "history": list(history), "n_tokens": sum(tuned.progress.n_tokens)}, checkpoint=tune.Checkpoint.from_directory(folder))
+            epochs.add(tuned)
+            report(tuned.progress, tuned.progress.epoch)
             return True
 
-        saved = tune.get_checkpoint()
-        with saved.as_directory() if saved else contextlib.nullcontext() as resume:
-            tune_classifier(
-                config.trial(_plain(values)), start, TaskData.read(data), resume=Path(resume) if resume else None, on_epoch=on_epoch
-            )
+        epochs = Epochs(folder / tune.get_context().get_trial_id() / EPOCHS)
+        latest = epochs.latest()
+        if latest is not None:
+            # Taken up again: Tune, which counts epochs by reports, hears of the finished ones once more.
+            done = read_progress(latest)
+            for epoch in range(1, done.epoch + 1):
+                report(done, epoch)
+        tune_classifier(config.trial(_plain(values)), start, TaskData.read(data), resume=latest, on_epoch=on_epoch)
 
     return trial
 
@@ -235,24 +238,23 @@ def _quiet() -> Iterator[None]:
 
 
 def _ended(config: SearchConfig, index: int, result: "Result") -> _Ended:
-    """What became of a trial, read from Ray Tune's result and folder."""
-    metrics, folder = result.metrics or {}, Path(result.path)
+    """What became of a trial, read from Ray Tune's result and from the epochs that the trial kept."""
+    folder = Path(result.path)
+    epochs = Epochs(folder / EPOCHS)
     values = json.loads((folder / "params.json").read_text())
-    history = tuple(metrics.get("history", ()))
+    history = epochs.history()
     died = _deaths(folder / "error.txt")
-    best = None
-    if result.error is not None or not result.best_checkpoints:
+    if result.error is not None or not history:
         status, note = "failed", f"{_first_line(result.error)} ({died} times)" if result.error else "it ended without a report"
     else:
         status = "finished" if len(history) == config.trial(values).epochs else "stopped"
         note = f"stopped by {config.scheduler.type}" if status == "stopped" else ""  # type: ignore[attr-defined]
         note += f"{', ' if note else ''}died {died} times and was taken up again" if died else ""
-        best = Path(max(result.best_checkpoints, key=lambda pair: (pair[1][SCORE], pair[1]["training_iteration"]))[0].path)
     trial = Trial(
         trial_id=f"{index:03d}", config=values, status=status, score=max(history, default=None), history=history,
-        wall_s=metrics.get("time_total_s"), note=note,
+        wall_s=(result.metrics or {}).get("time_total_s"), note=note,
     )  # fmt: skip
-    return _Ended(trial, metrics.get("n_tokens", 0), best)
+    return _Ended(trial, epochs.n_tokens(), None if status == "failed" else epochs.best())
 
 
 def _deaths(errors: Path) -> int:

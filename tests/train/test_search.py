@@ -73,10 +73,12 @@ class TestOneSearch:
 
     @pytest.fixture(scope="class")
     def made(
-        self, ray_session: None, base: Artifact[Checkpoint], decision: Artifact[Decision], path: Path, tmp_path_factory: pytest.TempPathFactory
+        self, ray_session: None, base: Artifact[Checkpoint], decision: Artifact[Decision], tmp_path_factory: pytest.TempPathFactory
     ) -> tuple[Artifact[Checkpoint], tiny.Watcher, str]:
         root, watcher = tmp_path_factory.mktemp("runs") / "tuned", tiny.Watcher()
-        config = config_of(path, epochs=6, max_concurrent_trials=1, scheduler={"type": "asha", "grace_epochs": 2})
+        # Long enough epochs that the kill falls into the trial whose report it follows.
+        longer = tiny.write_csv(root.parent / "longer.csv", tiny.labelled(400))
+        config = config_of(longer, epochs=6, max_concurrent_trials=1, scheduler={"type": "asha", "grace_epochs": 2})
         with at_first_report(root / "work", lambda result: os.kill(result["pid"], signal.SIGKILL)) as killed:
             artifact = tiny.run("search", config, root, watcher, checkpoint=base, decision=decision)
         return artifact, watcher, killed[0]["trial_id"]
