@@ -9,7 +9,12 @@ from fmray.core.artifact import Payload
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
+Modality = Literal["text", "image"]
+ALL = "all"
+"""The name of the only source of a dataset that is no mixture."""
+
 COLUMNS = ("input_ids", "segment_ids", "position_ids")
+IMAGE_COLUMNS = ("pixels", "labels")
 BLOCK_ROWS = 256
 """Rows of a Parquet row group: what the reader fetches at once, and shuffles within."""
 
@@ -19,7 +24,7 @@ CANARIES = "canaries.json"
 
 
 class Shard(BaseModel):
-    """One Parquet file, named relative to the artifact."""
+    """One Parquet file, named relative to the artifact, with rows of one source of the mixture."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +32,28 @@ class Shard(BaseModel):
     name: str
     rows: int
     sha256: str
+    source: str = ALL
+
+
+class Part(BaseModel):
+    """What one source of the mixture gave to the train split.
+
+    Attributes:
+        weight: the share of tokens that was asked for; None: as much as there is.
+        repeats: how often each distinct document stands in the split, on average.
+        share: its share of the split's tokens as it came out (of its rows, where rows hold images).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    weight: float | None
+    n_documents: int
+    n_tokens: int
+    n_rows: int
+    n_bytes: int
+    repeats: float
+    share: float
 
 
 class TokenDataset(Payload, kind="token_dataset"):

@@ -2,22 +2,43 @@
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import Field
 
 from fmray.core.config import Component
+from fmray.data.dataset import ALL
 
 Document = dict[str, Any]
-"""One document: `text` and `id` (strings, the id unique in its source), and any metadata such as `package`."""
+"""One document: `text` and `id` (strings, the id unique in its source), and any metadata such as `package`.
+
+A document of a source of images has `image` (uint8, height x width x channels) in place of `text`, and perhaps `label` (int).
+"""
+
+LISTED_BAD = 100
+"""How many of the inputs that could not be read are named one by one."""
 
 
 @dataclass
 class Counts:
-    """What happened to documents: how many each rule removed, and how many were changed on the way (`notes`)."""
+    """What happened to documents: how many each rule removed, how many were changed on the way (`notes`), which could not be read.
+
+    `bad` names the first LISTED_BAD unreadable inputs, one line each; `n_bad` counts them all.
+    """
 
     removed: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+    n_bad: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Adds another part's figures."""
+        self.removed.update(other.removed)
+        self.notes.update(other.notes)
+        self.bad = (self.bad + other.bad)[:LISTED_BAD]
+        self.n_bad += other.n_bad
 
 
 class Partition(Protocol):
@@ -32,7 +53,17 @@ class Partition(Protocol):
 
 
 class Source(Component, package="fmray.data.sources"):
-    """Where documents come from. Override `identity` so that data enter the fingerprint by digest, never by path."""
+    """Where documents come from. Override `identity` so that data enter the fingerprint by digest, never by path.
+
+    Attributes:
+        on_error: `fail` stops at the first input that cannot be read; `skip` leaves it out, counts it and names it in the dataset.
+        max_bad_fraction: with `skip`, the largest share of unreadable inputs (of them and the documents read) that is borne.
+    """
+
+    modality: ClassVar[Literal["text", "image"]] = "text"
+
+    on_error: Literal["fail", "skip"] = "fail"
+    max_bad_fraction: float = Field(0.01, ge=0.0, le=1.0)
 
     @abstractmethod
     def partitions(self) -> Sequence[Partition]:
@@ -42,8 +73,20 @@ class Source(Component, package="fmray.data.sources"):
             DataError: the corpus is missing, unreadable or empty of files.
         """
 
+    def mixture(self) -> "Mapping[str, Share]":
+        """The sources that this one is made of, by name: itself alone, unless it is a mixture."""
+        return {ALL: Share(self, None)}
+
     def iter_documents(self) -> Iterator[Document]:
         """All documents, one after the other in this process: what a task reads its examples from."""
         counts = Counts()
         for partition in self.partitions():
             yield from partition.read(counts)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One source of a mixture, and the share of the train split's tokens that it shall have (None: as much as there is)."""
+
+    source: Source
+    weight: float | None
