@@ -56,7 +56,7 @@ def test_the_artifact_opens_with_transformers_alone_and_with_the_same_logits(qui
         ours = LanguageModel.load(path, device="cpu").model(ids).logits
     assert torch.equal(theirs, ours)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    assert tokenizer.decode(tokenizer("the anchor and the mast")["input_ids"]) == "the anchor and the mast"
+    assert tokenizer.decode(tokenizer("the anchor and the mast")["input_ids"]) == f"{tokenizer.bos_token}the anchor and the mast"
     assert len(tokenizer) == VOCAB_SIZE
     config = AutoModelForCausalLM.from_pretrained(path).config
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
