@@ -68,8 +68,8 @@ class Decontaminate(Filter):
     def _outcome(self, texts: Sequence[str], names: list[str], hits: NDArray[np.bool_]) -> Outcome:
         notes = Counter({name: int(n) for name, n in zip(names, hits.sum(axis=1), strict=True) if n})
         first = hits.argmax(axis=0)
-        found = hits.any(axis=0) & (self.action == "remove")
-        return Outcome(texts, [names[at] if hit else None for at, hit in zip(first, found, strict=True)], notes)
+        removed = hits.any(axis=0) & np.full(len(texts), self.action == "remove")
+        return Outcome(texts, [names[first[i]] if removed[i] else None for i in range(len(texts))], notes)
 
 
 def _among(values: U64, index: U64) -> NDArray[np.bool_]:
