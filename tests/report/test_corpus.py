@@ -97,7 +97,7 @@ def test_text_of_a_corpus_acts_neither_on_the_terminal_nor_on_the_page(tmp_path:
 def test_the_page_holds_the_same(tmp_path: Path) -> None:
     written(tmp_path / "x", full(), ["a first document", "and a second"])
     page = render(read_run(tmp_path / "x"))
-    for expected in ("Mixture of the training split", "<td>web</td>", "32 to 63", "Languages of the documents kept", '<pre class="piece">a first document</pre>', "1 sample rows"):
+    for expected in ("Mixture of the training split", "<td>web</td>", "32 to 63", "Languages of the documents kept", '<pre class="piece">a first document</pre>', "Sample rows, decoded (1)"):
         assert expected in page, expected
     assert "<details>" in page
 

@@ -68,4 +68,4 @@ def _samples(samples: Sequence[SampleRow]) -> Markup | None:
         )
         for s in samples
     ]
-    return el("details", el("summary", f"{len(samples)} sample rows, decoded"), shown)
+    return el("details", el("summary", f"Sample rows, decoded ({len(samples)})"), shown)
