@@ -50,7 +50,7 @@ def _front_matter(payload: TokenDataset, name: str, origins: Sequence[Origin]) -
     languages = sorted(payload.languages, key=lambda code: -payload.languages[code])
     tags = ["fmray", "image" if payload.modality == "image" else "tokenized", *(["packed", payload.packing] if payload.modality == "text" else [])]
     folders = {split: sorted({posixpath.dirname(s.name) for s in payload.shards if s.split == split}) for split in SPLITS}
-    files = [{"split": split, "path": f"{folder}/*.parquet"} for split, found in folders.items() for folder in found]
+    files = [{"split": split, "path": [f"{folder}/*.parquet" for folder in found]} for split, found in folders.items() if found]
     return {
         "pretty_name": name,
         **({"language": languages} if languages else {}),

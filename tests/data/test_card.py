@@ -49,9 +49,22 @@ def test_datasets_opens_the_files_that_the_card_names(dataset: Artifact[TokenDat
     import datasets
 
     (config,) = front((dataset.path / CARD).read_text())["configs"]
-    files = {entry["split"]: str(dataset.path / entry["path"]) for entry in config["data_files"]}
+    files = {entry["split"]: [str(dataset.path / path) for path in entry["path"]] for entry in config["data_files"]}
     opened = datasets.load_dataset("parquet", data_files=files, cache_dir=cache)
     assert (len(opened["train"]), len(opened["validation"])) == (100, 20)
+
+
+def test_shards_may_lie_in_folders_of_their_sources(tmp_path: Path, cache: str) -> None:
+    import datasets
+
+    artifact = made.dataset(tmp_path / "corpus", [("web", 7), ("books", 5)], 3)
+    moved = tuple(s.model_copy(update={"name": s.name.replace("train/", f"train/{s.source}/")}) for s in artifact.payload.shards)
+    for old, new in zip(artifact.payload.shards, moved, strict=True):
+        (artifact.path / new.name).parent.mkdir(parents=True, exist_ok=True)
+        (artifact.path / old.name).rename(artifact.path / new.name)
+    (artifact.path / CARD).write_text(card(artifact.payload.model_copy(update={"shards": moved}), name="corpus"), encoding="utf-8")
+    opened = datasets.load_dataset(str(artifact.path), cache_dir=cache)
+    assert {split: len(rows) for split, rows in opened.items()} == {"train": 12, "validation": 3}
 
 
 def test_images_open_too(tmp_path: Path, cache: str) -> None:
@@ -94,7 +107,7 @@ def test_it_says_what_the_dataset_is() -> None:
     assert keys["language"] == ["en", "de"]
     assert keys["license"] == ["cc-by-4.0"]
     assert keys["size_categories"] == ["1K<n<10K"]
-    assert keys["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "train/*.parquet"}]}]
+    assert keys["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": ["train/*.parquet"]}]}]
     assert {"fmray", "tokenized", "packed", "canaries"} <= set(keys["tags"])
     plain = card(full(canaries=None, parts=(), languages={}, removed={}, n_planted=0), name="corpus")
     assert "anaries" not in plain
