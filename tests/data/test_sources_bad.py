@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import lzma
 import os
 import pickle
@@ -361,8 +362,6 @@ def test_nothing_in_a_file_is_ever_unpickled(hostile: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x.arrow", "/etc/passwd", "..", 7])
 def test_a_saved_dataset_that_names_files_elsewhere(tmp_path: Path, name: object) -> None:
-    import json
-
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
     refused(source(type="hf_dataset", path=str(tmp_path)), "outside its folder")
     (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
