@@ -15,7 +15,7 @@ POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "us
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _ABBREVIATED = re.compile(rf"\b(?:[A-Z]|[A-Za-z](?:\.[A-Za-z])+|{'|'.join(map(re.escape, ABBREVIATIONS))})$")
-_END = re.compile(r"([!?\u3002\uff01\uff1f]|(?<![.\s])\.)[^\w\s]*(?:\s+|(?<=[a-z]\.)(?=[A-Z]))(?=\S)")
+_END = re.compile(r"([!?\u3002\uff01\uff1f]|(?<![.\s])\.(?!\.))[^\w\s]*(?:\s+|(?<=[a-z]\.)(?=[A-Z]))(?=\S)")
 _WORD_BEFORE = 12
 
 
