@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,8 @@ def load(folder: Path) -> tuple["Tokenizer", Special]:
     """Opens a tokenizer directory with the ids of its special tokens.
 
     The texts of special tokens are ordinary text to it: a corpus that quotes `<|eos|>` ends no document.
-    A tokenizer without bos uses its eos in front, without eos its bos behind; without pad, its eos fills the rows.
+    An encoder's cls and sep stand for bos and eos that it lacks. A tokenizer without bos uses its eos in front, without eos its
+    bos behind; without pad, its eos fills the rows.
 
     Raises:
         DataError: it cannot be opened, or has neither bos nor eos.
@@ -154,7 +156,7 @@ def load(folder: Path) -> tuple["Tokenizer", Special]:
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
     ids = {name: tokenizer.token_to_id(text) for name, text in named.items()}
-    bos, eos = ids.get("bos_token"), ids.get("eos_token")
+    bos, eos = _first(ids, "bos_token", "cls_token"), _first(ids, "eos_token", "sep_token")
     bos, eos = bos if bos is not None else eos, eos if eos is not None else bos
     if bos is None or eos is None:
         raise DataError(
@@ -166,12 +168,21 @@ def load(folder: Path) -> tuple["Tokenizer", Special]:
     return tokenizer, Special(bos, eos, eos if pad is None else pad)
 
 
+def vocabulary_size(tokenizer: "Tokenizer") -> int:
+    """The number of token ids: one more than the largest, which is what a model is sized by."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def _first(ids: dict[str, int | None], *names: str) -> int | None:
+    return next((ids[name] for name in names if ids.get(name) is not None), None)
+
+
 def _special_names(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in ("special_tokens_map.json", _CONFIG):
         if (folder / file).is_file():
             values = json.loads((folder / file).read_text(encoding="utf-8"))
-            for name in ("bos_token", "eos_token", "pad_token"):
+            for name in ("bos_token", "cls_token", "eos_token", "sep_token", "pad_token"):
                 value = values.get(name)
                 text = value.get("content") if isinstance(value, dict) else value
                 if isinstance(text, str):
@@ -179,7 +190,11 @@ def _special_names(folder: Path) -> dict[str, str]:
     return found
 
 
-def encode(tokenizer: "Tokenizer", special: Special, texts: Sequence[str]) -> Iterator[list[int]]:
-    """Token ids of each text with bos in front and eos behind."""
+def encode(tokenizer: "Tokenizer", special: Special, texts: Sequence[str]) -> Iterator["array[int]"]:
+    """Token ids of each text with bos in front and eos behind, as arrays of C ints (which a packer takes over without a look at each)."""
+    bos, eos = array("i", (special.bos,)), array("i", (special.eos,))
     for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
-        yield [special.bos, *encoding.ids, special.eos]
+        ids = bos[:]
+        ids.fromlist(encoding.ids)
+        ids.extend(eos)
+        yield ids

@@ -163,19 +163,23 @@ def _open(path: Path) -> tuple[Any, Any]:
 
 
 def _frame_as_in_pretraining(tokenizer: Any) -> None:
-    """Makes a tokenizer that adds no special tokens put the document's beginning and end around a text, as pretraining did.
+    """Makes a tokenizer that puts nothing behind a text put the document's end there (and its beginning in front), as pretraining did.
 
     The head of a decoder reads the last position: of a whole document that is the end token, where nothing was predicted, so
-    that tuning is free to gather the document there. A tokenizer that adds special tokens by itself is left as it is.
+    that tuning is free to gather the document there. What the tokenizer puts in front by itself stays as it is, so that nothing
+    comes twice; one that puts something behind is an encoder's and left alone.
     """
-    if len(tokenizer("a")["input_ids"]) > len(tokenizer("a", add_special_tokens=False)["input_ids"]):
+    text = "a"
+    framed, plain = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+    at = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), None)
+    if at is None or len(framed) > at + len(plain):
         return
     from tokenizers.processors import TemplateProcessing
 
-    bos, eos = tokenizer.bos_token, tokenizer.eos_token
-    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in {bos, eos} if token is not None]
-    template = " ".join(part for part in (bos, "$A", eos) if part is not None)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    front = tokenizer.convert_ids_to_tokens(framed[:at]) or [token for token in (tokenizer.bos_token,) if token is not None]
+    behind = [token for token in (tokenizer.eos_token,) if token is not None]
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in {*front, *behind}]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=" ".join([*front, "$A", *behind]), special_tokens=special)
 
 
 def _device(device: str | None) -> str:

@@ -27,6 +27,7 @@ class PretrainConfig(Config):
         keep_checkpoints: states to resume from that are kept while it runs.
         max_failures: how often the workers are started again after one died.
         wait_s: how long to wait for the cluster to have the workers' resources.
+        ledger: whether every worker puts down which rows it read, and the record then proves that each was read once an epoch.
     """
 
     model: Architecture | None = None
@@ -50,6 +51,7 @@ class PretrainConfig(Config):
     keep_checkpoints: int = runtime(2, ge=1)
     max_failures: int = runtime(3, ge=0)
     wait_s: float = runtime(60.0, ge=0)
+    ledger: bool = runtime(False)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -6,11 +6,12 @@ import statistics
 import time
 from pathlib import Path
 
-from fmray.core.artifact import Artifact
+from fmray.core.artifact import Artifact, write_json
 from fmray.core.errors import ArtifactError, ConfigError
 from fmray.core.report import Cost
 from fmray.core.stage import Out, stage
 from fmray.data.dataset import TokenDataset
+from fmray.data.ledger import check_ledger
 from fmray.model.checkpoint import Checkpoint, count_weights, hf_digest, read_hf_config
 from fmray.model.flops import flops_per_token
 from fmray.train.config import PretrainConfig
@@ -19,6 +20,8 @@ from fmray.train.metrics import METRICS, loss_points, read_metrics
 from fmray.train.plan import plan
 from fmray.train.state import TrainState, latest_state, prune_states
 from fmray.train.worker import SUMMARY, PretrainJob, engine_name, run_pretraining
+
+LEDGER = "ledger.json"
 
 
 @stage("pretrain", version=1, plan=plan)
@@ -53,7 +56,8 @@ def pretrain(
         watch=functools.partial(_watch, out, job.last_step),
     )
     prune_states(job.states, keep=1)
-    return _checkpoint(job, out, previous, init, begun)
+    read = _check_ledger(job, dataset.payload.n_rows, previous) if config.ledger else {}
+    return _checkpoint(job, out, previous, init, begun, read)
 
 
 def _job(
@@ -122,7 +126,19 @@ def _watch(out: Out, last_step: int) -> None:
         out.progress("starting workers")
 
 
-def _checkpoint(job: PretrainJob, out: Out, previous: Artifact[Checkpoint] | None, init: Artifact[Checkpoint] | None, begun: float) -> Checkpoint:
+def _check_ledger(job: PretrainJob, n_rows: int, previous: Artifact[Checkpoint] | None) -> dict[str, float]:
+    """Leaves `ledger.json` beside the model: whether each row was read once an epoch; and its figures."""
+    found = check_ledger(
+        job.ledger, n_rows=n_rows, global_batch_size=job.config.global_batch_size, last_step=job.last_step, first_step=job.first_step,
+        start=previous.payload.cursor if previous is not None else None,
+    )  # fmt: skip
+    write_json(job.out / LEDGER, found.plain())
+    return {"data/rows_read": found.n_read, "data/rows_repeated": found.n_repeated, "data/rows_missing": found.n_missing}
+
+
+def _checkpoint(
+    job: PretrainJob, out: Out, previous: Artifact[Checkpoint] | None, init: Artifact[Checkpoint] | None, begun: float, read: dict[str, float]
+) -> Checkpoint:
     config, lines, found = job.config, read_metrics(job.out / METRICS), latest_state(job.states)
     summary = json.loads((out.work / SUMMARY).read_text())
     hf_config, n_params = read_hf_config(job.out), count_weights(job.out)
@@ -152,6 +168,7 @@ def _checkpoint(job: PretrainJob, out: Out, previous: Artifact[Checkpoint] | Non
             "perf/worker_peak_gb": summary["worker_peak_gb"],
         }
         # Only an attempt that took the first step itself knows how long it took to get there.
+        | read
         | ({"perf/start_s": lines[0]["time"] - begun} if lines[0]["time"] > begun else {}),
         cost=_cost(flops_per_token(hf_config, n_params, job.seq_len), tokens, devices * held_s / 3600, previous),
     )

@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from fmray.core.artifact import write_json
 from fmray.core.cursor import Cursor
 from fmray.core.errors import ArtifactError
+from fmray.data.ledger import LedgerWriter, next_attempt
 from fmray.data.reader import TokenReader
 from fmray.model.architectures import padded_vocab_size
 from fmray.model.export import save_model
-from fmray.train.batches import token_batches
+from fmray.train.batches import recorded, token_batches
 from fmray.train.config import PretrainConfig
 from fmray.train.deepspeed_engine import DeepSpeedEngine, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
@@ -45,6 +47,11 @@ class PretrainJob:
     last_step: int
     previous: Path | None
     init: Path | None
+
+    @property
+    def ledger(self) -> Path:
+        """Where workers put down which rows they read."""
+        return self.out / "work" / "ledger"
 
 
 @dataclass(frozen=True)
@@ -116,44 +123,53 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     config = job.config
     torch.set_num_threads(config.cpus_per_worker)
     engine = build_engine(job, place)
-    cursor = _resume(job, place, engine)
+    cursor, attempt = _resume(job, place, engine)
+    reader = TokenReader(job.dataset, "train", config.seed, config.global_batch_size)
+    ledger = _ledger(job, place, attempt, engine.step, reader.n_rows) if config.ledger else None
     log = MetricsLog(job.out / METRICS, from_step=engine.step, tokens_per_step=config.global_batch_size * job.seq_len) if place.rank == 0 else None
 
     def on_step(step: int, stats: StepStats, behind: Cursor) -> None:
         if log is not None:
             log.write(step, stats)
         if step % config.checkpoint_every_steps == 0 or step == job.last_step:
+            if ledger is not None:
+                ledger.sync()
             _save(job, place, engine, behind, report)
             if log is not None:
                 log.pause()
 
-    reader = TokenReader(job.dataset, "train", config.seed, config.global_batch_size)
-    batches = token_batches(reader, config.objective, cursor, rank=place.rank, world_size=place.world_size, micro_batch_size=config.rows_per_pass)
-    train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step)
+    rows = token_batches(reader, config.objective, cursor, rank=place.rank, world_size=place.world_size, micro_batch_size=config.rows_per_pass)
+    with closing(rows):
+        batches = rows if ledger is None else recorded(rows, ledger, cursor, engine.step)
+        train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step)
     weights = engine.export_state_dict()
     if place.rank == 0:
         save_model(job.out, engine.module, weights, job.init or job.dataset / "tokenizer")
         _summarise(job, engine)
 
 
-def _resume(job: PretrainJob, place: Place, engine: Engine) -> Cursor:
-    """Loads the state that rank 0 finds good on every worker; the cursor to read from."""
+def _ledger(job: PretrainJob, place: Place, attempt: int, step: int, n_rows: int) -> LedgerWriter:
+    return LedgerWriter(job.ledger, attempt=attempt, rank=place.rank, world_size=place.world_size, from_step=step, n_rows=n_rows)
+
+
+def _resume(job: PretrainJob, place: Place, engine: Engine) -> tuple[Cursor, int]:
+    """Loads the state that rank 0 finds good on every worker; the cursor to read from, and which attempt of the ledger this is."""
     import torch
 
-    found: list[Any] = [None]
+    found: list[Any] = [None, 0]
     if place.rank == 0:
         prune_states(job.states, keep=job.config.keep_checkpoints)
-        found = [last_good_state(job.states) or (last_good_state(job.previous) if job.previous else None)]
+        found = [last_good_state(job.states) or (last_good_state(job.previous) if job.previous else None), next_attempt(job.ledger)]
     if place.world_size > 1:
         torch.distributed.broadcast_object_list(found, src=0)
-    if found[0] is None:
-        return Cursor(epoch=0, row=0)
-    folder, state = found[0]
+    good, attempt = found
+    if good is None:
+        return Cursor(epoch=0, row=0), attempt
+    folder, state = good
     engine.load(folder)
     if engine.step != state.step:
         raise ArtifactError(f"holds step {engine.step}, not {state.step} as its state.json says", where=str(folder))
-    cursor: Cursor = state.cursor
-    return cursor
+    return state.cursor, attempt
 
 
 def _save(job: PretrainJob, place: Place, engine: Engine, cursor: Cursor, report: Callable[[int, Path], None]) -> None:

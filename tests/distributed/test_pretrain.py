@@ -1,5 +1,6 @@
 """The stage pretrain on real Ray Train workers: what it leaves, what it survives, what it refuses."""
 
+import json
 import os
 import time
 
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fmray.core.errors import ArtifactError, ConfigError, ResourceError, RunError
 from fmray.model.checkpoint import hf_digest
 from fmray.model.language_model import LanguageModel
+from fmray.train.pretrain import LEDGER
 from fmray.train.state import latest_state, state_folder
 from tests.distributed.running import curve, kill_a_worker_after, pretrain
 from tests.train.dataset import VOCAB_SIZE, token_dataset
@@ -56,7 +58,7 @@ def test_the_artifact_opens_with_transformers_alone_and_with_the_same_logits(qui
         ours = LanguageModel.load(path, device="cpu").model(ids).logits
     assert torch.equal(theirs, ours)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    assert tokenizer.decode(tokenizer("the anchor and the mast")["input_ids"]) == "the anchor and the mast"
+    assert tokenizer.decode(tokenizer("the anchor and the mast")["input_ids"]) == f"{tokenizer.bos_token}the anchor and the mast"
     assert len(tokenizer) == VOCAB_SIZE
     config = AutoModelForCausalLM.from_pretrained(path).config
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
@@ -65,10 +67,15 @@ def test_the_artifact_opens_with_transformers_alone_and_with_the_same_logits(qui
 def test_a_killed_worker_changes_nothing(quiet, dataset, tmp_path):
     root = tmp_path / "base"
     killed_at = kill_a_worker_after(root, 14)
-    artifact = pretrain(root, dataset)
+    artifact = pretrain(root, dataset, ledger=True)
     assert 14 <= killed_at() < 40
     assert curve(root) == curve(quiet[0].path)
     assert artifact.payload.digest == quiet[0].payload.digest
+    proof = json.loads((root / LEDGER).read_text())
+    assert proof["proven"]
+    assert (proof["n_read"], proof["world_sizes"]) == (320, [2, 2])
+    assert proof["n_void"] > 0
+    assert (artifact.payload.figures["data/rows_read"], artifact.payload.figures["data/rows_repeated"]) == (320, 0)
 
 
 def test_an_attempt_that_failed_goes_on_from_its_last_whole_state(quiet, dataset, tmp_path):

@@ -2,15 +2,17 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fmray.data.tokenizer import encode, load
+from fmray.data.tokenizers.bpe import Bpe
 from fmray.serve.engine import Piece, RequestError, Sampling
 from fmray.serve.engines.continuous import ContinuousBatching
-from tests.serve.conftest import MAX_LEN
+from tests.serve.conftest import MAX_LEN, TEXT
 
 PROMPTS = ["Return", "Raise an error when the file", "x", "The quick brown fox jumps over the lazy dog; na", "5 €", "of the option"]
 
@@ -54,6 +56,19 @@ def greedy_reference(path: Path, prompts: list[str], max_tokens: int) -> list[st
 
     tokenizer = AutoTokenizer.from_pretrained(path)
     return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in greedy_ids(path, prompts, max_tokens)]
+
+
+def test_a_prompt_begins_with_one_bos_and_does_not_end_under_a_tokenizer_of_prepare(copy_of: Callable[..., Path]) -> None:
+    path = copy_of("base") / "base"
+    Bpe().make([[TEXT] * 4], 300, MAX_LEN, path)
+    tokenizer, special = load(path)
+    engine = make(path)
+    try:
+        (ids,) = encode(tokenizer, special, ["Return the value"])
+        assert engine.encode("Return the value", 8) == ids[:-1].tolist()
+        assert engine.encode("", 8) == [special.bos]
+    finally:
+        engine.close()
 
 
 def test_greedy_equals_generate_in_a_mixed_batch(engine: ContinuousBatching, experiment: Path) -> None:

@@ -1,13 +1,17 @@
 """The classifier's face: what it feeds a model, and that what it saves is all that others need."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fmray.core.errors import ArtifactError, ConfigError
+from fmray.data.tokenizer import encode, load
 from fmray.tasks.classifier import Classifier
 from tests.models import minilm
 from tests.train import tiny
@@ -57,7 +61,25 @@ def test_the_same_seed_gives_the_same_head(decoder: Path, started: Classifier) -
     assert not torch.equal(other.model.score.weight, started.model.score.weight)
 
 
-def test_a_document_begins_as_in_pretraining(started: Classifier) -> None:
+def test_a_document_is_framed_as_in_pretraining_and_nothing_comes_twice(started: Classifier, decoder: Path, tmp_path: Path) -> None:
+    tokenizer, special = load(decoder)
+    rows = [ids.tolist() for ids in encode(tokenizer, special, TEXTS)]
+    started.save(tmp_path)
+    for opened in (started, Classifier.load(tmp_path)):
+        assert opened.tokenizer(TEXTS)["input_ids"] == rows
+
+
+@pytest.mark.parametrize(("single", "framed"), [(None, "<|bos|> a <|eos|>"), ("<|eos|> $A", "<|eos|> a <|eos|>"), ("$A <|eos|>", "a <|eos|>")])
+def test_a_tokenizer_that_frames_by_itself_keeps_what_it_puts(decoder: Path, tmp_path: Path, single: str | None, framed: str) -> None:
+    shutil.copytree(decoder, tmp_path, dirs_exist_ok=True)
+    raw = Tokenizer.from_file(str(decoder / "tokenizer.json"))
+    raw.post_processor = TemplateProcessing(single=single or "$A", special_tokens=[("<|eos|>", raw.token_to_id("<|eos|>"))])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Classifier.start(tmp_path, LABELS, seed=0).tokenizer
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"]) == framed.split()
+
+
+def test_rows_are_cut_and_padded(started: Classifier) -> None:
     rows = started.encode(TEXTS, 8)
     assert (rows["input_ids_BT"][:, 0] == started.tokenizer.bos_token_id).all()
     assert rows["attention_mask_BT"].sum(axis=1).max() == 8

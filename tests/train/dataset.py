@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fmray.core.artifact import Artifact, sha256_file, tree_digest
-from fmray.data import tokenizer as tokenizers_
 from fmray.data.dataset import COLUMNS, TokenDataset
+from fmray.data.tokenizers.bpe import Bpe
 from tests.train.rows import BOS, EOS, PAD, packed_rows
 from tests.train.tiny import commit, labelled
 
@@ -23,7 +23,7 @@ def token_dataset(root: Path, *, n_rows: int = 100, seq_len: int = 32, vocab_siz
         names.append(f"{split}/part-00000.parquet")
         (root / split).mkdir(parents=True)
         pq.write_table(pa.Table.from_arrays(arrays, list(COLUMNS)), root / names[-1], row_group_size=256)
-    tokenizers_.train([[text for text, _ in labelled(200)]], vocab_size, seq_len, root / "tokenizer")
+    Bpe().make([[text for text, _ in labelled(200)]], vocab_size, seq_len, root / "tokenizer")
     payload = TokenDataset(
         n_documents=1, n_tokens=n_rows * seq_len, n_rows=n_rows, n_bytes=1, n_words=1, n_planted=0, n_validation_documents=1,
         n_validation_tokens=8 * seq_len, n_validation_bytes=1, seq_len=seq_len, vocab_size=vocab_size,

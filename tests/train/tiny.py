@@ -10,6 +10,7 @@ from fmray.core.artifact import Artifact, Payload, Provenance, Record, fingerpri
 from fmray.core.config import load_config
 from fmray.core.report import Decision
 from fmray.core.stage import STAGES, Job, produce
+from fmray.data.tokenizers.bpe import Bpe
 from fmray.model.architectures.decoder import Decoder
 from fmray.model.checkpoint import Checkpoint, hf_digest
 
@@ -49,10 +50,8 @@ def save_decoder(folder: Path, vocab_size: int = 400, max_positions: int = 64) -
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fmray.data import tokenizer as tokenizers_
-
     texts = [text for text, _ in labelled(200)]
-    tokenizers_.train([texts], vocab_size, max_positions, folder)
+    Bpe().make([texts], vocab_size, max_positions, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     shape = Decoder(num_hidden_layers=2, hidden_size=48, num_attention_heads=2, intermediate_size=96)
     config = shape.hf_config(vocab_size, max_positions)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import Field
 
 from fmray.core.config import Component
+from fmray.core.errors import DataError
 from fmray.data.dataset import ALL
 
 Document = dict[str, Any]
@@ -17,6 +18,7 @@ Document = dict[str, Any]
 A document of a source of images has `image` (uint8, height x width x channels) in place of `text`, and perhaps `label` (int).
 """
 
+OnError = Literal["fail", "skip"]
 LISTED_BAD = 100
 """How many of the inputs that could not be read are named one by one."""
 
@@ -40,6 +42,14 @@ class Counts:
         self.bad = (self.bad + other.bad)[:LISTED_BAD]
         self.n_bad += other.n_bad
 
+    def bad_input(self, error: DataError, on_error: OnError) -> None:
+        """Counts and names an input that cannot be read under `skip`; raises its error under `fail`."""
+        if on_error == "fail":
+            raise error
+        self.n_bad += 1
+        if len(self.bad) < LISTED_BAD:
+            self.bad.append(str(error))
+
 
 class Partition(Protocol):
     """A part of a corpus that one Ray task reads. It travels to the task by pickle, so it holds names, not data."""
@@ -48,7 +58,7 @@ class Partition(Protocol):
         """The documents of this part in their order, counting into `counts` what is left out or repaired.
 
         Raises:
-            DataError: naming the file and the offset or line.
+            DataError: naming the file and the offset or line, when `on_error` is `fail`.
         """
 
 
@@ -62,7 +72,7 @@ class Source(Component, package="fmray.data.sources"):
 
     modality: ClassVar[Literal["text", "image"]] = "text"
 
-    on_error: Literal["fail", "skip"] = "fail"
+    on_error: OnError = "fail"
     max_bad_fraction: float = Field(0.01, ge=0.0, le=1.0)
 
     @abstractmethod
@@ -79,9 +89,25 @@ class Source(Component, package="fmray.data.sources"):
 
     def iter_documents(self) -> Iterator[Document]:
         """All documents, one after the other in this process: what a task reads its examples from."""
-        counts = Counts()
+        counts, n = Counts(), 0
         for partition in self.partitions():
-            yield from partition.read(counts)
+            for document in partition.read(counts):
+                n += 1
+                yield document
+        self.bear(counts, n)
+
+    def bear(self, counts: Counts, n_documents: int) -> None:
+        """Holds what was read against `max_bad_fraction`.
+
+        Raises:
+            DataError: more inputs were unreadable than the source bears; names the first.
+        """
+        if counts.n_bad > self.max_bad_fraction * (counts.n_bad + n_documents):
+            raise DataError(
+                f"{counts.n_bad} of {counts.n_bad + n_documents} inputs cannot be read, the first: {counts.bad[0]}",
+                where="source.max_bad_fraction",
+                todo="mend the corpus, or bear more",
+            )
 
 
 @dataclass(frozen=True)

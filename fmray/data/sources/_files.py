@@ -1,38 +1,75 @@
-"""Files of a corpus: finding, identifying, opening (plain or gzip), cutting into parts and decoding them."""
+"""Sources that lie in files: finding and identifying the files, and cutting a corpus into parts of them."""
 
-import functools
-import glob
-import gzip
 import hashlib
-import io
-import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import Field
 
 from fmray.core.artifact import sha256_file
 from fmray.core.errors import DataError
-from fmray.data.sources import Counts
+from fmray.data.sources import Counts, Document, OnError, Source
+from fmray.data.sources._store import File, content_tag, locate, open_file, search, unreadable
 
-PART_BYTES = 32 * 1024**2
-"""Plain files above this size are read in several parts, each by its own task."""
+MB = 10**6
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+"""Endings of names that say how a text file is compressed."""
 
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_BOM = b"\xef\xbb\xbf"
+SMALLEST_PART, LARGEST_PART, N_PARTS = 4 * 1024**2, 128 * 1024**2, 128
+MOST_PIECES = 1000
+AT_ONCE = 16
+
+Bad = Callable[[DataError], None]
+"""What a reader calls with an input that it cannot read: raises under `on_error: fail`, counts and names it under `skip`."""
+
+P = TypeVar("P")
+P_contra = TypeVar("P_contra", contravariant=True)
 
 
-@dataclass(frozen=True)
-class File:
-    """A file of a corpus. `name` is relative to the corpus, so it is the same wherever the corpus lies."""
+class FileSource(Source):
+    """A source of files: a file, a folder (searched below), or a glob; a path or a URI such as `s3://bucket/prefix/*.jsonl`.
 
-    path: Path
-    name: str
+    Attributes:
+        path: where it lies; it never enters the fingerprint, the files' relative names and contents do.
+        max_document_mb: a document larger than this (millions of bytes as stored, uncompressed) is an unreadable input; none is
+            ever held in memory beyond it.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]]
+
+    path: str = Field(min_length=1)
+    max_document_mb: float = Field(64.0, gt=0, le=2000)
+
+    def files(self) -> list[File]:
+        """The source's files, sorted by relative name.
+
+        Raises:
+            DataError: there are none, or they cannot be listed.
+        """
+        return find(self.path, self.suffixes)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide what is read, and the files' relative names and contents instead of the path."""
+        own = {k: v for k, v in super().identity().items() if k not in ("path", "on_error", "max_bad_fraction")}
+        return {**own, "files": identify(self.files(), on_error=self.on_error)}
+
+    @property
+    def limit(self) -> int:
+        """The largest document in bytes."""
+        return int(self.max_document_mb * MB)
+
+
+def compressible(*suffixes: str) -> tuple[str, ...]:
+    """Name endings, and the same followed by the ending of each compression."""
+    return (*suffixes, *(f"{suffix}{packed}" for suffix in suffixes for packed in COMPRESSED))
 
 
 def find(pattern: str, suffixes: Sequence[str]) -> list[File]:
-    """The files that a path, a folder (searched below) or a glob names, sorted by relative name.
+    """The files that a path, a folder (searched below), a glob or a URI names, sorted by relative name.
 
     Args:
         suffixes: which files of a folder count, as name endings; a file named directly may end as it likes.
@@ -40,165 +77,98 @@ def find(pattern: str, suffixes: Sequence[str]) -> list[File]:
     Raises:
         DataError: nothing is there, it cannot be listed, or nothing in it counts.
     """
-    path = Path(pattern).expanduser()
+    place = locate(pattern)
     try:
-        found, wanted, root = _found(pattern, path, suffixes)
+        found, searched = search(place, suffixes)
     except OSError as error:
-        raise unreadable(File(path, path.name), error) from None
+        raise unreadable(place, error) from None
     if not found:
-        raise DataError(wanted, where=str(path))
-    return sorted((File(p, p.relative_to(root).as_posix()) for p in found), key=lambda f: f.name)
+        plain = [s for s in suffixes if not s.endswith(COMPRESSED)]
+        raise DataError(f"{searched} {' or '.join(plain)} file" if searched.endswith(" no") else searched, where=place)
+    return sorted(found, key=lambda f: f.name)
 
 
-def _found(pattern: str, path: Path, suffixes: Sequence[str]) -> tuple[list[Path], str, Path]:
-    if glob.has_magic(pattern) and not path.exists():
-        root = Path(os.path.join(*_fixed_parts(path))).absolute()
-        matches = [Path(p).absolute() for p in glob.glob(str(path), recursive=True) if os.path.isfile(p)]
-        return matches, "the pattern matches no file", root
-    if path.is_dir():
-        counted = [p for p in _walk(path.absolute()) if p.name.lower().endswith(tuple(suffixes))]
-        return counted, f"the folder holds no {' or '.join(suffixes)} file", path.absolute()
-    if path.exists():
-        return [path.absolute()], "", path.absolute().parent
-    raise DataError(
-        "there is no such file or folder",
-        where=str(path),
-        todo="check the path; a relative one starts at the current folder",
-    )
+def identify(files: Sequence[File], *, on_error: OnError = "fail") -> dict[str, Any]:
+    """What identifies files in a fingerprint: how many they are, and sha256 over their relative names and contents.
 
-
-def _fixed_parts(path: Path) -> list[str]:
-    parts: list[str] = []
-    for part in path.parts:
-        if glob.has_magic(part):
-            break
-        parts.append(part)
-    return parts or ["."]
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = sorted(d for d in folders if not d.startswith("."))
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
-
-
-def identify(files: Sequence[File]) -> dict[str, Any]:
-    """What identifies files in a fingerprint: how many they are, and sha256 over their relative names and contents."""
+    The content of a local file enters by its sha256. That of an object in a store enters by the store's own content tag (ETag)
+    and its size, which costs no download: the same bytes uploaded in other parts, or to another store, may bear another tag. A
+    store without tags is read, and sha256 taken. A file that cannot be read enters as such under `skip`.
+    """
     digest = hashlib.sha256()
-    for file in files:
-        try:
-            stat = file.path.stat()
-            content = _content(file.path, stat.st_size, stat.st_mtime_ns)
-        except OSError as error:
-            raise unreadable(file, error) from None
-        digest.update(f"{file.name}\0{content}\n".encode())
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        tag = partial(_content, on_error=on_error)
+        contents = threads.map(tag, files) if any(f.remote for f in files) else map(tag, files)
+        for file, content in zip(files, contents, strict=True):
+            digest.update(f"{file.name}\0{content}\n".encode())
     return {"n_files": len(files), "sha256": digest.hexdigest()}
 
 
-@functools.lru_cache(maxsize=65536)
-def _content(path: Path, size: int, mtime_ns: int) -> str:
-    return sha256_file(path)
+def _content(file: File, on_error: OnError) -> str:
+    try:
+        if file.remote:
+            return content_tag(file) or _sha256_remote(file)
+        stat = Path(file.place).stat()
+        return _sha256_local(file.place, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        if on_error == "skip":
+            return "unreadable"
+        raise unreadable(file.place, error) from None
 
 
-def unreadable(file: File, error: OSError) -> DataError:
-    """The one-line error of a file that the system does not let us read."""
-    return DataError(
-        f"cannot be read ({error.strerror or error})",
-        where=str(file.path),
-        todo="it must be readable on every node that reads the corpus",
-    )
+@lru_cache(maxsize=65536)
+def _sha256_local(place: str, size: int, mtime_ns: int) -> str:
+    return sha256_file(place)
+
+
+def _sha256_remote(file: File) -> str:
+    digest = hashlib.sha256()
+    with open_file(file) as stream:
+        while block := stream.read(SMALLEST_PART):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Reader(Protocol[P_contra]):
+    """Reads the documents of one piece (a file, a span of one, some of its row groups)."""
+
+    def documents(self, piece: P_contra, counts: Counts, bad: Bad) -> Iterator[Document]:
+        """The piece's documents in order. An error raised ends the piece; one given to `bad` only leaves out an input."""
 
 
 @dataclass(frozen=True)
-class Span:
-    """The bytes from `start` to `end` of a file (None: to its end). Its boundaries stand where a document begins."""
+class Part(Generic[P]):
+    """A partition: pieces that one task reads one after the other."""
 
-    file: File
-    start: int = 0
-    end: int | None = None
+    pieces: tuple[P, ...]
+    reader: Reader[P]
+    on_error: OnError
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Each line with its offset (in the uncompressed text) and its line end; a byte order mark is left out.
-
-        Raises:
-            DataError: the file cannot be read, is damaged gzip, or is UTF-16.
-        """
-        offset = self.start
-        try:
-            with _open(self.file.path) as stream:
-                stream.seek(self.start)
-                while self.end is None or offset < self.end:
-                    line = stream.readline()
-                    if not line:
-                        return
-                    yield offset, line if offset else self._without_bom(line)
-                    offset += len(line)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(
-                f"is not whole gzip data: {str(error).rstrip('.')} (after {offset} bytes of text)",
-                where=str(self.file.path),
-            ) from None
-        except OSError as error:
-            raise unreadable(self.file, error) from None
-
-    def _without_bom(self, line: bytes) -> bytes:
-        if line.startswith(_UTF16):
-            raise DataError(
-                "is UTF-16 text (byte order mark at offset 0)", where=str(self.file.path), todo="convert it to UTF-8"
-            )
-        return line.removeprefix(_BOM)
+    def read(self, counts: Counts) -> Iterator[Document]:
+        """The documents of all pieces. Under `skip`, a piece that breaks off is counted once and the next one is read."""
+        bad = partial(counts.bad_input, on_error=self.on_error)
+        for piece in self.pieces:
+            try:
+                yield from self.reader.documents(piece, counts, bad)
+            except DataError as error:
+                bad(error)
 
 
-def _open(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+def part_bytes(files: Sequence[File]) -> int:
+    """How large a part of these files should be: a 128th of them, at least 4 MiB and at most 128 MiB."""
+    return min(LARGEST_PART, max(SMALLEST_PART, sum(file.size for file in files) // N_PARTS))
 
 
-def spans(files: Sequence[File], *, blank_line: bool, part_bytes: int = PART_BYTES) -> list[Span]:
-    """Files cut into spans of about `part_bytes` at line ends, or behind blank lines; compressed files stay whole."""
-    return [span for file in files for span in _cut(file, blank_line, part_bytes)]
-
-
-def _cut(file: File, blank_line: bool, part_bytes: int) -> list[Span]:
-    try:
-        size = file.path.stat().st_size
-        if size <= part_bytes or file.path.name.lower().endswith(".gz"):
-            return [Span(file)]
-        cuts = [0]
-        with file.path.open("rb") as stream:
-            while cuts[-1] + part_bytes < size:
-                stream.seek(cuts[-1] + part_bytes)
-                stream.readline()
-                while blank_line and (line := stream.readline()) and line.strip():
-                    pass
-                if stream.tell() >= size:
-                    break
-                cuts.append(stream.tell())
-    except OSError as error:
-        raise unreadable(file, error) from None
-    return [Span(file, start, end) for start, end in zip(cuts, [*cuts[1:], None], strict=True)]
-
-
-def decode(raw: bytes, span: Span, offset: int, counts: Counts) -> str:
-    """Text from bytes: UTF-8, else Windows-1252 (counted in the notes) when it holds nothing that no text holds.
-
-    Raises:
-        DataError: neither, naming the file and the offset of the first such byte.
-    """
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        first = error.start
-    try:
-        if b"\0" in raw:
-            raise UnicodeDecodeError("cp1252", raw, raw.index(b"\0"), raw.index(b"\0") + 1, "null byte")
-        text = raw.decode("cp1252")
-    except UnicodeDecodeError:
-        raise DataError(
-            f"is not UTF-8 text at offset {offset + first} (byte 0x{raw[first]:02x}), nor Windows-1252",
-            where=str(span.file.path),
-        ) from None
-    counts.notes["decoded_as_cp1252"] += 1
-    return text
+def grouped(pieces: Sequence[tuple[P, int]], reader: Reader[P], on_error: OnError) -> list[Part[P]]:
+    """Pieces (with their sizes in bytes) as parts: one each, or small neighbours together where there would be very many parts."""
+    target = sum(size for _, size in pieces) // (2 * N_PARTS)
+    parts: list[list[P]] = []
+    held = 0
+    for piece, size in pieces:
+        if parts and held + size <= target and len(parts[-1]) < MOST_PIECES:
+            parts[-1].append(piece)
+            held += size
+        else:
+            parts.append([piece])
+            held = size
+    return [Part(tuple(part), reader, on_error) for part in parts]

@@ -1,104 +1,127 @@
 """CSV and TSV files."""
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from fmray.core.errors import DataError
-from fmray.data.sources import Counts, Document, Partition, Source
-from fmray.data.sources._files import File, Span, decode, find, identify
+from fmray.data.sources import Counts, Document, Partition
+from fmray.data.sources._blocks import LINE
+from fmray.data.sources._files import Bad, compressible
+from fmray.data.sources._spans import Span, TextFileSource, TextStream
+from fmray.data.sources._store import File
 
-SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-FIELD_BYTES = 2**31 - 1
+EMPTY = "\n"
 
 
-class Csv(Source):
-    """Rows of CSV or TSV files (a file, a folder or a glob, also .gz), quoted as RFC 4180 says. All values are text.
+class Csv(TextFileSource):
+    """Rows of CSV or TSV files, also compressed, quoted as RFC 4180 says. All values are text.
 
-    Columns other than the text stay as metadata under their own names. A file without a header line names its columns in `header`.
+    Columns other than the text stay as metadata under their own names; the text may be any column, so a table with a sequence a
+    row (`text: seq`) is read too.
+
+    Attributes:
+        header: the columns' names, for files without a header line.
+        quoting: whether `"` quotes; many TSV files use it as any other character.
     """
 
     type: Literal["csv"] = "csv"
-    path: str
+    suffixes: ClassVar[tuple[str, ...]] = compressible(".csv", ".tsv")
+
     text: str = "text"
     id: str | None = None
     header: tuple[str, ...] | None = None
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="default: a tab for .tsv, else a comma")
-
-    def identity(self) -> dict[str, Any]:
-        """Relative names and contents of the files instead of the path."""
-        how = {
-            "type": self.type,
-            "text": self.text,
-            "id": self.id,
-            "header": self.header and list(self.header),
-            "delimiter": self.delimiter,
-        }
-        return {**how, "files": identify(find(self.path, SUFFIXES))}
+    quoting: bool = True
 
     def partitions(self) -> Sequence[Partition]:
         """One part a file: a quoted field may hold line ends, so a file cannot be cut without reading it."""
-        return [
-            Table(Span(file), self.text, self.id, self.header, self.delimiter or _delimiter(file))
-            for file in find(self.path, SUFFIXES)
-        ]
+        reader = Table(self.text, self.id, self.header, self.delimiter, self.quoting, self.encoding, self.limit)
+        return self.parts(reader, LINE, may_cut=lambda file: False)
 
 
 def _delimiter(file: File) -> str:
-    return "\t" if file.name.lower().removesuffix(".gz").endswith(".tsv") else ","
+    return "\t" if any(file.name.lower().endswith(s) for s in compressible(".tsv")) else ","
 
 
 @dataclass(frozen=True)
 class Table:
-    """Reads the rows of one file."""
+    """Reads the rows of a file."""
 
-    span: Span
     text: str
     id: str | None
     header: tuple[str, ...] | None
-    delimiter: str
+    delimiter: str | None
+    quoting: bool
+    encoding: str | None
+    limit: int
 
-    def read(self, counts: Counts) -> Iterator[Document]:
+    def documents(self, piece: Span, counts: Counts, bad: Bad) -> Iterator[Document]:
         """One document a row; empty lines are passed over."""
-        csv.field_size_limit(FIELD_BYTES)
-        rows = csv.reader(
-            (decode(raw, self.span, offset, counts) for offset, raw in self.span.lines()),
-            delimiter=self.delimiter,
-            strict=True,
-        )
-        names: list[str] | None = self._checked(list(self.header)) if self.header else None
-        try:
-            for row in rows:
+        csv.field_size_limit(self.limit)
+        file = piece.file
+        delimiter = self.delimiter or _delimiter(file)
+        with TextStream(piece, self.encoding, counts) as stream:
+            rows = csv.reader(
+                _lines(stream, self.limit, bad), delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE
+            )
+            names = self._checked(list(self.header), file) if self.header else None
+            while True:
+                try:
+                    row = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    kind = "TSV" if delimiter == "\t" else "CSV"
+                    bad(DataError(f"line {rows.line_num} is not {kind} ({error})", where=file.place))
+                    continue
                 if not row:
                     continue
                 if names is None:
-                    names = self._checked(row)
-                    continue
-                if len(row) != len(names):
-                    raise DataError(
-                        f"line {rows.line_num} has {len(row)} columns, the header {len(names)}",
-                        where=str(self.span.file.path),
-                    )
-                yield self._document(dict(zip(names, row, strict=True)), rows.line_num)
-        except csv.Error as error:
-            raise DataError(
-                f"line {rows.line_num} is not {'TSV' if self.delimiter == chr(9) else 'CSV'} ({error})",
-                where=str(self.span.file.path),
-            ) from None
+                    names = self._checked([row[0].removeprefix("\ufeff"), *row[1:]], file)
+                elif len(row) != len(names):
+                    bad(DataError(f"line {rows.line_num} has {len(row)} columns, the header {len(names)}", where=file.place))
+                else:
+                    yield self._document(dict(zip(names, row, strict=True)), file, rows.line_num)
 
-    def _checked(self, names: list[str]) -> list[str]:
+    def _checked(self, names: list[str], file: File) -> list[str]:
         for column in (self.text, self.id):
             if column is not None and column not in names:
                 raise DataError(
-                    f"has no column '{column}'; it has: {', '.join(names)}",
-                    where=str(self.span.file.path),
-                    todo="set source.text, source.id or source.header",
+                    f"has no column '{column}'; it has: {', '.join(names)}", where=file.place, todo="set source.text, source.id or source.header"
                 )
         return names
 
-    def _document(self, row: dict[str, str], line: int) -> Document:
-        name = f"{self.span.file.name}:{line}" if self.id is None else row[self.id]
-        return {**{k: v for k, v in row.items() if k != self.text}, "text": row[self.text], "id": name}
+    def _document(self, row: dict[str, str], file: File, line: int) -> Document:
+        key = f"{file.name}:{line}" if self.id is None else row[self.id]
+        text = row.pop(self.text)
+        row["text"], row["id"] = text, key
+        return row
+
+
+def _lines(stream: TextStream, limit: int, bad: Bad) -> Iterator[str]:
+    """The decoded lines with their ends; a line that is no text is left empty, so that later lines keep their numbers."""
+    for start, block in stream.blocks(LINE, limit, bad):
+        text = _utf8(block) if stream.decode.encoding.startswith("utf-8") else None
+        if text is not None:
+            yield from io.StringIO(text, newline="")
+            continue
+        at = start
+        for line in block.splitlines(keepends=True):
+            try:
+                yield stream.decode(line, at)
+            except DataError as error:
+                bad(error)
+                yield EMPTY
+            at += len(line)
+
+
+def _utf8(block: bytes) -> str | None:
+    try:
+        return None if b"\0" in block else block.decode()
+    except UnicodeDecodeError:
+        return None

@@ -18,6 +18,11 @@ class TokenizerModel(Component, package="fmray.data.tokenizers"):
         """Whether `make` reads a sample of the corpus."""
         return True
 
+    @property
+    def smallest(self) -> int:
+        """The fewest tokens that a vocabulary of this kind can have."""
+        return 1
+
     @abstractmethod
     def make(self, sample: Iterable[Sequence[str]], vocab_size: int, seq_len: int, folder: Path) -> None:
         """Writes a tokenizer directory that `AutoTokenizer` opens.

@@ -1,0 +1,80 @@
+"""Fields of a record: finding the text in it, and making a document of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fmray.core.errors import DataError
+from fmray.data.sources import Document
+
+JOIN = "\n"
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Where a record keeps its text and its id.
+
+    Attributes:
+        text: names of fields, the first of which that a record has holds its text. A dotted name goes into nested records
+            (`body.text`), and through lists of them (`messages.content`). The items of a list of texts are put together with
+            newlines between them.
+        id: the field of the id; None: the place in the file.
+    """
+
+    text: tuple[str, ...]
+    id: str | None = None
+
+    def names(self, more: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """The fields that are needed, and some more."""
+        return (*self.text, *((self.id,) if self.id else ()), *more)
+
+    def document(self, record: Mapping[str, Any], place: str, where: str) -> Document:
+        """The record as a document; its other fields stay as metadata.
+
+        Raises:
+            DataError: a field is missing (those present are named), or is no text.
+        """
+        name, text = self._text(record, where)
+        if self.id is None:
+            key = place
+        else:
+            found = _value(record, self.id)
+            if found is None:
+                raise _missing(self.id, record, where)
+            key = str(found)
+        return {**{k: v for k, v in record.items() if k != name}, "text": text, "id": key}
+
+    def _text(self, record: Mapping[str, Any], where: str) -> tuple[str, str]:
+        for name in self.text:
+            value = _value(record, name)
+            if isinstance(value, str):
+                return name, value
+            if value is not None:
+                return name, _joined(value, name, where)
+        if any(name in record for name in self.text):
+            raise DataError(f"field '{' or '.join(self.text)}' is NoneType, not text", where=where)
+        raise _missing(" or ".join(self.text), record, where)
+
+
+def _value(record: Any, name: str) -> Any:
+    if isinstance(record, list):
+        found = [_value(item, name) for item in record]
+        return None if None in found else found
+    if not isinstance(record, Mapping):
+        return None
+    if name in record:
+        return record[name]
+    head, dot, rest = name.partition(".")
+    return _value(record[head], rest) if dot and head in record else None
+
+
+def _joined(value: Any, name: str, where: str) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return JOIN.join(value)
+    inner = f" of {type(next(i for i in value if not isinstance(i, str))).__name__}" if isinstance(value, list) else ""
+    raise DataError(f"field '{name}' is {type(value).__name__}{inner}, not text", where=where)
+
+
+def _missing(field: str, record: Mapping[str, Any], where: str) -> DataError:
+    has = ", ".join(map(str, record)) or "none"
+    return DataError(f"has no field '{field}'; it has: {has}", where=where, todo="set source.text and source.id")

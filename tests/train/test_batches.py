@@ -1,0 +1,61 @@
+"""What a worker trains on: its part of each global batch, the cursor behind it, read ahead, and put down when asked."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from fmray.core.cursor import Cursor
+from fmray.core.errors import ArtifactError
+from fmray.data.ledger import LedgerWriter, check_ledger
+from fmray.data.reader import TokenReader
+from fmray.objectives.causal_lm import CausalLM
+from fmray.train.batches import recorded, token_batches
+from tests.data import made
+
+START = Cursor()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return made.dataset(tmp_path_factory.mktemp("data") / "corpus", [300, 200, 101]).path
+
+
+def batches(path, cursor=START, rank=0, world_size=1, micro_batch_size=2):
+    return token_batches(TokenReader(path, "train", 5, 8), CausalLM(), cursor, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
+
+
+def test_micro_batches_of_a_worker_are_its_part_and_the_cursor_is_that_of_the_step_given(path):
+    reader = TokenReader(path, "train", 5, 8)
+    cursor = Cursor(epoch=0, row=590)
+    running = batches(path, cursor, rank=1, world_size=2)
+    for _ in range(4):
+        micro, behind = next(running)
+        assert [len(part["input_ids_BT"]) for part in micro] == [2, 2]
+        ids = np.concatenate([part["row_ids_B"].numpy() for part in micro])
+        np.testing.assert_array_equal(ids, reader.batch(cursor, 1, 2)["row_ids_B"])
+        cursor = reader.advance(cursor)
+        assert behind == cursor
+    assert cursor == Cursor(epoch=1, row=590 + 32 - 601)
+    running.close()
+    assert not any(thread.name == "fmray-prefetch" for thread in threading.enumerate())
+
+
+def test_a_shard_that_cannot_be_read_is_told_to_the_consumer(tmp_path):
+    artifact = made.dataset(tmp_path / "corpus", [64])
+    (artifact.path / artifact.payload.shards[0].name).write_bytes(b"torn")
+    with pytest.raises(ArtifactError, match="cannot be read as a shard"):
+        next(batches(artifact.path))
+
+
+def test_what_is_given_is_put_down_and_what_was_only_read_ahead_is_not(path, tmp_path):
+    for rank in (0, 1):
+        ledger = LedgerWriter(tmp_path, attempt=0, rank=rank, world_size=2, from_step=0, n_rows=601)
+        steps = recorded(batches(path, rank=rank, world_size=2), ledger, Cursor(), 0)
+        for _ in range(80):
+            next(steps)
+        steps.close()
+        ledger.close()
+    report = check_ledger(tmp_path, n_rows=601, global_batch_size=8, last_step=80)
+    assert report.proven
+    assert (report.n_read, report.n_void) == (640, 0)
