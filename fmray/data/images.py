@@ -23,7 +23,7 @@ from fmray.data.flow import Kept, each
 from fmray.data.ingest import SPILL_BYTES, Ingested, Reading
 from fmray.data.order import key, mix
 from fmray.data.shards import Selection, ShardJob
-from fmray.data.sources import Counts, Document
+from fmray.data.sources import Counts, Document, OnError
 from fmray.data.summary import checked_shards, save_hashes
 from fmray.data.watch import Watch, check_documents, n_shards, readings
 from fmray.data.writing import ShardWriter, SplitPart, block_rows, sealed
@@ -109,7 +109,7 @@ def prepare_images(config: Any, out: Out) -> TokenDataset:
     out.spend(device="cpu", count=1, seconds=watch.read.task_s + sum(part.task_s for part in parts))
     save_hashes(out.work / "hashes", out.path / HASHES)
     payload = _payload(config, layout, watch.read, parts)
-    (out.path / CARD).write_text(card(payload), encoding="utf-8")
+    (out.path / CARD).write_text(card(payload, name=out.name), encoding="utf-8")
     return payload
 
 
@@ -135,13 +135,11 @@ def ingest_images(rows: ImageRows, folder: Path, order_key: int, reading: Readin
     return done
 
 
-def _fitting(rows: ImageRows, document: Document, on_error: str, counts: Counts) -> NDArray[np.uint8] | None:
+def _fitting(rows: ImageRows, document: Document, on_error: OnError, counts: Counts) -> NDArray[np.uint8] | None:
     try:
         return rows.pixels(document)
     except DataError as error:
-        if on_error == "fail":
-            raise
-        counts.skip(error)
+        counts.bad_input(error, on_error)
         return None
 
 

@@ -14,7 +14,7 @@ from fmray.data.corpus_bias import BiasCounts, CorpusBias
 from fmray.data.documents import Place, documents_table, lay_down
 from fmray.data.filters import Filter
 from fmray.data.near_duplicates import NearDuplicates
-from fmray.data.sources import Counts, Partition
+from fmray.data.sources import Counts, OnError, Partition
 from fmray.data.text import normalise
 
 SPILL_BYTES = 64 * 1024**2
@@ -28,7 +28,7 @@ class Reading:
     source: int
     part: int
     partition: Partition
-    on_error: str = "fail"
+    on_error: OnError = "fail"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def finish(passes: Passes, made: Made, source: dict[str, Any], out: Out) -> Toke
         write_json(out.path / BIAS, _bias(passes, made))
     payload = _payload(passes, made, removed, source, out)
     write_json(out.path / SAMPLES, {"rows": _sample_rows(payload, out.path)})
-    (out.path / CARD).write_text(card(payload), encoding="utf-8")
+    (out.path / CARD).write_text(card(payload, name=out.name), encoding="utf-8")
     return payload
 
 
@@ -116,7 +116,7 @@ def _payload(passes: Passes, made: Made, removed: Counter[str], source: dict[str
         n_validation_tokens=sum(p.n_tokens for p in validation),
         n_validation_bytes=sum(p.n_bytes for p in validation),
         seq_len=passes.seq_len,
-        vocab_size=tokenizer.get_vocab_size(with_added_tokens=True) if passes.tokenizer.is_trained else passes.vocab_size,
+        vocab_size=tokenizers_.vocabulary_size(tokenizer),
         special_ids={"bos": special.bos, "eos": special.eos, "pad": special.pad},
         shards=shards,
         splits=dict(rows),

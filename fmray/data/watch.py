@@ -52,27 +52,13 @@ class Watch:
         if read is not None:
             self.read.add(read)
             self._by_source[read.source].add(read)
-            check_bad(self._shares[read.source], self._by_source[read.source], last=self._done == self._total)
+            mine = self._by_source[read.source]
+            if self._done == self._total or mine.n_read + mine.counts.n_bad >= SEEN_ENOUGH:
+                self._shares[read.source].source.bear(mine.counts, mine.n_read)
             figures |= {"documents": self.read.n_documents, "text_mb": round(self.read.n_bytes / MB, 2)}
         if self._n_tokens:
             figures |= {"tokens": self._n_tokens, "tokens_per_s": self._n_tokens / (time.monotonic() - self._started)}
         self._out.progress(self._what, done=self._done, total=self._total, **figures)
-
-
-def check_bad(share: Share, read: Ingested, last: bool) -> None:
-    """Stops when more of a source is unreadable than its `max_bad_fraction` bears: at its end, or once enough was seen.
-
-    Raises:
-        DataError: names how many, and the first of them.
-    """
-    n_bad, n_seen = read.counts.n_bad, read.counts.n_bad + read.n_read
-    bound = share.source.max_bad_fraction
-    if n_bad and (last or n_seen >= SEEN_ENOUGH) and n_bad > bound * n_seen:
-        raise DataError(
-            f"{n_bad} of {n_seen} inputs cannot be read, more than max_bad_fraction {bound:g} bears; the first: {read.counts.bad[0]}",
-            where="source",
-            todo="mend them or raise max_bad_fraction",
-        )
 
 
 def check_documents(read: Ingested) -> None:
