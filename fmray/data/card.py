@@ -1,13 +1,14 @@
 """The dataset card: a README.md that tells people what the dataset is, and Hugging Face's `datasets` how to open it."""
 
 import html
+import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from fmray.data.dataset import CANARIES, HASHES, REMOVED, SPLITS, TOKENIZER, TokenDataset
+from fmray.data.dataset import ALL, CANARIES, HASHES, REMOVED, SPLITS, TOKENIZER, TokenDataset
 
 SHOWN = 20
 """How many entries of a list that a corpus can make long are shown."""
@@ -15,15 +16,22 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@:-])")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B", "100B<n<1T", "n>1T")
 
+Origin = tuple[str, str, str]
+"""Name, description and licence of a source; the licence is empty when nobody has said it."""
 
-def card(payload: TokenDataset, *, name: str) -> str:
+
+def card(payload: TokenDataset, *, name: str, licences: Mapping[str, str] | None = None) -> str:
     """The card of a dataset: front matter with the keys of a Hugging Face dataset card, then what it holds and how it was made.
 
     Names and values that a corpus or its files may have chosen are escaped: they are shown, and never read as Markdown or HTML.
+
+    Args:
+        licences: by the name of a source of the mixture, or ALL, where the source's identity does not say it (as `license`).
     """
+    origins = _origins(payload.source, licences or {})
     sections = [
         (f"# {_escaped(name)}", _about(payload)),
-        ("## Sources", _sources(payload)),
+        ("## Sources", _sources(origins)),
         ("## Mixture", _mixture(payload) if len(payload.parts) > 1 else ""),
         ("## Cleaning", _cleaning(payload)),
         ("## Languages", _counted(payload.languages, "language", "documents") if payload.languages else ""),
@@ -31,17 +39,18 @@ def card(payload: TokenDataset, *, name: str) -> str:
         ("## Canaries", _canaries(payload) if payload.canaries else ""),
         ("## How to open it", _opening(payload)),
     ]
-    front = yaml.safe_dump(front_matter(payload, name), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(_front_matter(payload, name, origins), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n" + "\n".join(f"{title}\n\n{text.strip()}\n" for title, text in sections if text)
 
 
-def front_matter(payload: TokenDataset, name: str) -> dict[str, Any]:
+def _front_matter(payload: TokenDataset, name: str, origins: Sequence[Origin]) -> dict[str, Any]:
     """The keys of the card that programs read. What is not known is left out, but for the licence, which is then `unknown`."""
     rows = sum(payload.splits.values())
-    licences = sorted({licence for _, _, licence in _origins(payload.source) if licence})
+    licences = sorted({licence for _, _, licence in origins if licence})
     languages = sorted(payload.languages, key=lambda code: -payload.languages[code])
     tags = ["fmray", "image" if payload.modality == "image" else "tokenized", *(["packed", payload.packing] if payload.modality == "text" else [])]
-    files = [{"split": split, "path": f"{split}/*.parquet"} for split in SPLITS if any(s.split == split for s in payload.shards)]
+    folders = {split: sorted({posixpath.dirname(s.name) for s in payload.shards if s.split == split}) for split in SPLITS}
+    files = [{"split": split, "path": [f"{folder}/*.parquet" for folder in found]} for split, found in folders.items() if found]
     return {
         "pretty_name": name,
         **({"language": languages} if languages else {}),
@@ -65,20 +74,20 @@ def _about(payload: TokenDataset) -> str:
     return f"{text}\n\nMade by fmray; every figure on this page was counted while it was made. Digest of shards and tokenizer: `{payload.digest}`"
 
 
-def _origins(source: Mapping[str, Any], name: str = "") -> list[tuple[str, str, str]]:
-    """Name, description and licence of every source in a source's identity, those of a mixture one by one."""
+def _origins(source: Mapping[str, Any], licences: Mapping[str, str], name: str = ALL) -> list[Origin]:
+    """Every source in a source's identity, those of a mixture one by one."""
     parts = source.get("sources")
     if isinstance(parts, Mapping):
-        return [origin for key, part in parts.items() for origin in _origins(part if isinstance(part, Mapping) else {}, str(key))]
+        return [origin for key, part in parts.items() for origin in _origins(part, licences, str(key))]
     if isinstance(inner := source.get("source"), Mapping):
-        return _origins(inner, name)
-    licence = next((str(source[key]) for key in ("license", "licence") if source.get(key)), "")
-    said = ", ".join(f"{key} {value}" for key, value in source.items() if key not in ("type", "license", "licence") and not isinstance(value, (Mapping, list, tuple)))
-    return [(name or str(source.get("type", "unknown")), f"{source.get('type', 'unknown')}{f': {said}' if said else ''}", licence)]
+        return _origins(inner, licences, name)
+    licence = str(source.get("license") or licences.get(name, ""))
+    said = ", ".join(f"{key} {value}" for key, value in source.items() if key not in ("type", "license") and not isinstance(value, (Mapping, list, tuple)))
+    return [(name, f"{source.get('type', 'unknown')}{f': {said}' if said else ''}", licence)]
 
 
-def _sources(payload: TokenDataset) -> str:
-    rows = [(name, said, licence or "unknown") for name, said, licence in _origins(payload.source)]
+def _sources(origins: Sequence[Origin]) -> str:
+    rows = [(name, said, licence or "unknown") for name, said, licence in origins]
     note = "" if all(licence != "unknown" for _, _, licence in rows) else "\n\nWhere a licence is unknown, nobody has said what it is: find out before you pass the data on."
     return _table(("source", "what it is", "licence"), rows) + note
 

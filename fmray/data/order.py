@@ -102,7 +102,7 @@ class GlobalOrder:
         # The rows of each source whose time is at most i / n_stripes: stripes cut the one order of the whole epoch.
         self._begins = (2 * np.arange(n_stripes + 1)[:, None] * self._counts + n_stripes) // (2 * n_stripes)
         self._starts = self._begins.sum(axis=1)
-        live = n_lanes * len(self._blocks_of) + 2
+        live = 2 * n_lanes * len(self._blocks_of) + 2
         self._pattern = lru_cache(2)(self._stripe_pattern)
         self._shuffled = lru_cache(2 * len(self._blocks_of))(self._shuffled_blocks)
         self._inside = lru_cache(live)(self._inside_block)

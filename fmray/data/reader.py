@@ -4,6 +4,7 @@ Shapes: B rows of a batch, T positions; of images H height, W width, C channels.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -27,8 +28,10 @@ Batch = dict[str, Array]
 MAX_LANES = 64
 BLOCKS_PER_LANE = 4
 """A split is cut into no more lanes than leave each so many blocks: a block that two lanes share is fetched for both."""
-LIVE_BYTES = 64 * 1024**2
-"""What the open blocks of all lanes may take, on a worker that reads all of them."""
+LIVE_BLOCKS = 2
+"""Blocks held of each lane and source: a batch in which a lane goes on into its next block needs both."""
+LIVE_BYTES = 128 * 1024**2
+"""What they may take on a worker that reads all lanes; of W workers each holds a W-th."""
 OPEN_FILES = 64
 
 
@@ -67,7 +70,11 @@ class TokenReader:
                 where=str(path),
                 todo="lower global_batch_size or seq_len, or prepare more text",
             )
-        self._load = lru_cache(self.n_lanes * len(sources) + 2)(self._load_block)
+        self._n_sources = len(sources)
+        self._held: OrderedDict[int, tuple[Array, ...]] = OrderedDict()
+        self._n_held = 0
+        self.blocks_read = 0
+        """How many blocks were fetched from storage so far; one that was let go counts again when it comes back."""
         self._opened = lru_cache(OPEN_FILES)(_open)
 
     @property
@@ -79,11 +86,6 @@ class TokenReader:
     def n_blocks(self) -> int:
         """Blocks of the split."""
         return len(self._file_of)
-
-    @property
-    def blocks_read(self) -> int:
-        """How many blocks were fetched from storage so far; a block that left the cache counts again when it comes back."""
-        return self._load.cache_info().misses
 
     def order(self, epoch: int) -> I64:
         """The row ids of a whole epoch in the order in which they are read."""
@@ -100,6 +102,7 @@ class TokenReader:
             ConfigError: the batch does not divide among the ranks.
             DataError: the cursor lies outside of this split.
         """
+        self._n_held = LIVE_BLOCKS * self._n_sources * (self.n_lanes // math.gcd(self.n_lanes, world_size))
         return self._fetch(np.concatenate([row_ids for _, row_ids in self.places(cursor, rank, world_size)]))
 
     def places(self, cursor: Cursor, rank: int = 0, world_size: int = 1) -> list[tuple[int, I64]]:
@@ -143,11 +146,21 @@ class TokenReader:
         for block in np.unique(blocks):
             mine = np.flatnonzero(blocks == block)
             inside = row_ids[mine] - self._order.firsts[block]
-            for values, stored in zip(found.values(), self._load(int(block)), strict=True):
+            for values, stored in zip(found.values(), self._block(int(block)), strict=True):
                 values[mine] = stored[inside]
         return {"row_ids_B": row_ids, **found}
 
-    def _load_block(self, block: int) -> tuple[Array, ...]:
+    def _block(self, block: int) -> tuple[Array, ...]:
+        """The columns of a block, fetched unless it is among those that were used last."""
+        if block not in self._held:
+            while len(self._held) > self._n_held:
+                self._held.popitem(last=False)
+            self._held[block] = self._fetch_block(block)
+            self.blocks_read += 1
+        self._held.move_to_end(block)
+        return self._held[block]
+
+    def _fetch_block(self, block: int) -> tuple[Array, ...]:
         import pyarrow as pa
 
         path = self._files[self._file_of[block]]
@@ -169,7 +182,7 @@ def n_lanes(global_batch_size: int, n_blocks: int, n_sources: int, block_bytes: 
 
     A divisor of the batch, because every number of workers is one: each of those that divide the lanes too reads only its part.
     """
-    most = max(1, min(MAX_LANES, n_blocks // (BLOCKS_PER_LANE * n_sources), LIVE_BYTES // (block_bytes * n_sources)))
+    most = max(1, min(MAX_LANES, n_blocks // (BLOCKS_PER_LANE * n_sources), LIVE_BYTES // (LIVE_BLOCKS * block_bytes * n_sources)))
     return next(lanes for lanes in range(most, 0, -1) if global_batch_size % lanes == 0)
 
 

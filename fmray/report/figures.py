@@ -123,6 +123,9 @@ def key_figures(record: Record) -> list[tuple[str, str]]:
 
 def _dataset(payload: Mapping[str, Any]) -> list[tuple[str, str]]:
     removed = sum(payload.get("removed", {}).values())
+    if payload.get("modality") == "image":
+        shape = " x ".join(str(n) for n in payload.get("image_shape") or ())
+        return [("images", count(payload.get("n_rows"))), ("of", shape), ("removed", f"{removed:,} images")]
     return [
         ("documents", count(payload.get("n_documents"))),
         ("words", count(payload.get("n_words"))),

@@ -59,7 +59,8 @@ tr.best td{background:var(--good-bg)}
 blockquote{margin:8px 0;padding:8px 14px;border-left:3px solid var(--line);background:var(--quiet-bg);border-radius:0 8px 8px 0;unicode-bidi:isolate}
 blockquote b{font-weight:600}
 .sample{white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px}
-details{margin:10px 0}summary{cursor:pointer;color:var(--accent);font-size:14px}
+.piece{margin:0 0 4px;padding:2px 0 2px 10px;border-left:3px solid var(--s1);white-space:pre-wrap;overflow-wrap:anywhere}
+details .lead{margin:14px 0 6px}details{margin:10px 0}summary{cursor:pointer;color:var(--accent);font-size:14px}
 """
 _CHARTS = """
 .chart{margin:26px 0 8px}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from rich.text import Text
 from fmray.core.artifact import Record, load, read_record
 from fmray.core.experiment import Outcome
 from fmray.core.report import Decision
+from fmray.report.corpus import sample_rows
+from fmray.report.dataset_view import dataset_lines
 from fmray.report.figures import duration, key_figures, number
 from fmray.report.html import REPORT
 from fmray.report.lifecycle import SYMBOLS
@@ -20,6 +23,7 @@ from fmray.report.view import RunView, StepView, read_run
 
 _STYLES = {"admitted": "green", "refused": "bold red", "damaged": "bold red", "waived": "yellow", "unfinished": "yellow"}
 _SHOWN_FIGURES = 5
+DATASET = "token_dataset"
 
 
 def summary_table(experiment_dir: Path, *, outcomes: Sequence[Outcome] = (), run: Mapping[str, Any] | None = None) -> RenderableType:
@@ -136,14 +140,17 @@ def show_artifact(path: Path, as_json: bool = False) -> RenderableType | dict[st
     if as_json:
         return artifact_facts(Path(path), record)
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for label, value in [*_identity(record), *key_figures(record), *_config(record.config)]:
+    is_dataset = record.kind == DATASET
+    for label, value in [*_identity(record), *([] if is_dataset else key_figures(record)), *_config(record.config)]:
         table.add_row(Text(label, "dim"), Text(value))
-    return Group(Text.assemble((record.name, "bold"), f"  {record.kind}  {Path(path)}"), table)
+    view = dataset_lines(record.payload, Path(path)) if is_dataset else []
+    return Group(Text.assemble((record.name, "bold"), f"  {record.kind}  {Path(path)}"), *view, table)
 
 
 def artifact_facts(path: Path, record: Record) -> dict[str, Any]:
-    """An artifact as plain values: its record, where it lies and its key figures."""
-    return {**record.model_dump(mode="json"), "path": str(path.absolute()), "figures": dict(key_figures(record))}
+    """An artifact as plain values: its record, where it lies and its key figures; of a dataset its sample rows too."""
+    facts = {**record.model_dump(mode="json"), "path": str(path.absolute()), "figures": dict(key_figures(record))}
+    return facts | ({"samples": [asdict(row) for row in sample_rows(path)]} if record.kind == DATASET else {})
 
 
 def _identity(record: Record) -> list[tuple[str, str]]:

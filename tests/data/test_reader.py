@@ -115,6 +115,8 @@ def test_each_worker_reads_only_its_part_of_the_blocks(tmp_path: Path, world_siz
             reader.batch(cursor, rank, world_size)
             cursor = reader.advance(cursor)
         assert cursor == Cursor(epoch=1, row=0)
+        # Of each of its lanes it holds the block that it reads and the one before.
+        assert len(reader._held) <= 2 * 8 // world_size + 1
         read.append(reader.blocks_read)
     # A block on the border of two lanes, or of two stripes, is read for both.
     assert max(read) <= 1.35 * 512 / world_size

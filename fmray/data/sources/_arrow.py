@@ -1,6 +1,7 @@
 """Reading Arrow's and Parquet's records: named columns of plain types alone, so that nothing in a file can make code run."""
 
 import base64
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 BATCH_ROWS = 256
 READ_AHEAD = 4 * 1024**2
 _EXTENSION = b"ARROW:extension:name"
-_SCHEMA = b"ARROW:schema"
+_TOKENS = tuple(base64.b64encode(bytes(shift) + _EXTENSION)[-(-shift * 4 // 3) : -4] for shift in range(3))
+"""The characters that do not depend on the bytes around the name."""
 
 
 def refuse_extensions(schema: bytes, place: str) -> None:
@@ -33,17 +35,26 @@ def refuse_extensions(schema: bytes, place: str) -> None:
         raise DataError("has columns of an Arrow extension type, which may run code when it is read", where=place, todo="write it again with plain columns")
 
 
-def refuse_parquet_extensions(metadata: Any, place: str) -> None:
-    """Likewise for the schema that Arrow keeps in a Parquet file's footer; to be called before it is turned into Arrow's.
+def refuse_parquet_extensions(raw: IO[bytes], place: str) -> None:
+    """Likewise for the schema that Arrow keeps in a Parquet file's footer, in base64.
+
+    pyarrow makes Arrow's schema of it as soon as it opens the file, even for the metadata alone; so the footer's bytes are searched
+    here, for what the name comes to in base64 at each of its three alignments.
 
     Raises:
-        DataError: the schema has one, or is no base64.
+        DataError: the schema has one, or the file does not end in a footer.
     """
-    try:
-        schema = base64.b64decode((metadata.metadata or {}).get(_SCHEMA, b""))
-    except ValueError as error:
-        raise DataError(f"has a damaged Arrow schema in its footer ({error})", where=place) from None
-    refuse_extensions(schema, place)
+    size = raw.seek(0, io.SEEK_END)
+    raw.seek(max(0, size - 8))
+    end = raw.read(8)
+    length = int.from_bytes(end[:4], "little")
+    if len(end) < 8 or end[4:] != b"PAR1" or length > size - 12:
+        raise DataError(f"is no whole Parquet file (its last bytes, at offset {max(0, size - 8)}, tell no footer)", where=place)
+    raw.seek(size - 8 - length)
+    footer = raw.read(length)
+    raw.seek(0)
+    if any(token in footer for token in _TOKENS):
+        refuse_extensions(_EXTENSION, place)
 
 
 @contextmanager
@@ -59,7 +70,7 @@ def arrow_errors(place: str, what: str) -> Iterator[None]:
         if error.errno is not None or "AWS Error" in str(error):
             raise unreadable(place, error) from None
         raise DataError(f"{what} is damaged ({error})", where=place) from None
-    except (pa.ArrowException, ValueError, KeyError, MemoryError) as error:
+    except (pa.ArrowException, EOFError, ValueError, KeyError, MemoryError) as error:
         raise DataError(f"{what} is damaged ({error})", where=place) from None
 
 

@@ -20,6 +20,7 @@ from fmray.data.sources._store import File
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 SUFFIXES = (".parquet", ".pq")
 FOOTER = "the footer"
@@ -53,12 +54,10 @@ def parquet_parts(files: Sequence[File], reader: Reader[Groups], on_error: OnErr
 
 
 def _cut(file: File, size: int) -> list[tuple[Groups, int]]:
-    import pyarrow.parquet as pq
-
     if file.size <= size:
         return [(Groups(file), file.size)]
-    with open_random(file) as raw, arrow_errors(file.place, FOOTER):
-        metadata = pq.read_metadata(raw)
+    with ExitStack() as stack, arrow_errors(file.place, FOOTER):
+        metadata = _opened(file, stack).metadata
         sizes = [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in map(metadata.row_group, range(metadata.num_row_groups))]
     pieces: list[tuple[Groups, int]] = []
     first, held = 0, 0
@@ -70,6 +69,14 @@ def _cut(file: File, size: int) -> list[tuple[Groups, int]]:
     return [*pieces, (Groups(file, first, None), held)]
 
 
+def _opened(file: File, stack: ExitStack) -> "pq.ParquetFile":
+    import pyarrow.parquet as pq
+
+    raw = stack.enter_context(open_random(file))
+    refuse_parquet_extensions(raw, file.place)
+    return stack.enter_context(pq.ParquetFile(raw, buffer_size=READ_AHEAD, pre_buffer=False))
+
+
 def batches(piece: Groups, columns: Sequence[str], bad: Bad) -> Iterator[tuple[int, "pa.RecordBatch"]]:
     """The rows of some row groups in batches of the wanted columns, each with the number of its first row in the file.
 
@@ -78,16 +85,11 @@ def batches(piece: Groups, columns: Sequence[str], bad: Bad) -> Iterator[tuple[i
     Raises:
         DataError: the file or its footer cannot be read, has extension types, or lacks a column.
     """
-    import pyarrow.parquet as pq
-
     place = piece.file.place
     with ExitStack() as stack:
-        raw = stack.enter_context(open_random(piece.file))
         with arrow_errors(place, FOOTER):
-            metadata = pq.read_metadata(raw)
-            refuse_parquet_extensions(metadata, place)
-            raw.seek(0)
-            file = stack.enter_context(pq.ParquetFile(raw, metadata=metadata, buffer_size=READ_AHEAD, pre_buffer=False))
+            file = _opened(piece.file, stack)
+            metadata = file.metadata
             wanted = need_columns(file.schema_arrow, columns, place)
             counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         for number in range(piece.first, len(counts) if piece.stop is None else piece.stop):

@@ -147,11 +147,13 @@ class TextStream:
 
     def _transcoded(self, raw: bytes, *, final: bool) -> bytes:
         decoder: Any = self._decoder
+        held = decoder.getstate()[0]
         try:
             return str(decoder.decode(raw, final)).encode()
         except UnicodeError as error:
-            at = self._stream.offset - len(raw) + getattr(error, "start", 0)
-            raise DataError(f"is not {decoder.__class__.__module__.split('.')[-1]} text at about offset {at}", where=self.span.file.place) from None
+            at = self._stream.offset - len(raw) - len(held) + getattr(error, "start", 0)
+            name = type(decoder).__module__.rpartition(".")[2].replace("_", "-")
+            raise DataError(f"is not {name} text at offset {at} of the file", where=self.span.file.place) from None
 
     def blocks(self, boundary: Boundary, limit: int, bad: Bad) -> Iterator[tuple[int, bytes]]:
         """The span's documents in blocks, each with its offset (see `_blocks.blocks`)."""

@@ -79,7 +79,7 @@ class Table:
                     kind = "TSV" if delimiter == "\t" else "CSV"
                     bad(DataError(f"line {rows.line_num} is not {kind} ({error})", where=file.place))
                     continue
-                if not row:
+                if not row or (len(row) == 1 and not row[0].strip()):
                     continue
                 if names is None:
                     names = self._checked([row[0].removeprefix("\ufeff"), *row[1:]], file)

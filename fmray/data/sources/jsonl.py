@@ -95,7 +95,7 @@ def _elements(stream: TextStream, limit: int) -> Iterator[Any]:
     is_array = text.next() == "["
     text.at += is_array
     n = 0
-    while (mark := text.next()) and mark != "]":
+    while (mark := text.next()) and not (is_array and mark == "]"):
         try:
             value, end = scan(text.held, text.at)
         except (ValueError, RecursionError) as error:
@@ -112,6 +112,9 @@ def _elements(stream: TextStream, limit: int) -> Iterator[Any]:
             text.at += 1
     if is_array and mark != "]":
         raise DataError(f"is cut off at offset {text.offset}: the array does not end", where=place)
+    text.at += is_array
+    if text.next():
+        raise DataError(f"has more behind its end at offset {text.offset}", where=place)
 
 
 class _Ahead:

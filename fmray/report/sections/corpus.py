@@ -1,10 +1,11 @@
-"""What the model was trained on: size, splits, and what was removed by which rule."""
+"""What the model was trained on: size, splits, mixture, what was removed by which rule, and what rows look like."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmray.report.charts import Row, rows_chart
-from fmray.report.markup import Markup, el
+from fmray.report.corpus import MIXTURE, SampleRow, cut, falling, known, lengths, mixture, n_kept, sample_rows
+from fmray.report.markup import Markup, el, table
 from fmray.report.sections.parts import Card, card, facts, heading, tag
 from fmray.report.view import RunView, StepView
 
@@ -20,18 +21,17 @@ def section(run: RunView) -> Card | None:
 def _dataset(step: StepView) -> Markup:
     data = step.payload
     source = data.get("source") or {}
-    split = ", ".join(f"{name} {rows:,}" for name, rows in data["splits"].items())
-    known = [
-        ("source", ", ".join(f"{key} {_short(value)}" for key, value in source.items()) or "unknown"),
-        ("documents kept", f"{_kept(data):,}, of which {data['n_validation_documents']:,} for validation"),
-        ("words", f"{data['n_words']:,}"),
-        ("training tokens", f"{data['n_tokens']:,}"),
-        (f"rows of {data['seq_len']:,} tokens", split),
-        ("vocabulary", f"{data['vocab_size']:,}"),
-        ("repaired", ", ".join(f"{rule.replace('_', ' ')}: {n:,}" for rule, n in data["notes"].items()) or "none"),
-        ("canaries", f"{data['n_planted']:,} documents planted in the training split, to audit what is memorised" if data["n_planted"] else "none planted"),
-    ]
-    return el("div", heading(step, "corpus", tag("measured")), el("div", facts(known), _removed(data["removed"], _kept(data)), class_="two"))
+    pairs = [("source", ", ".join(f"{key} {_short(value)}" for key, value in source.items()) or "unknown"), *known(data)]
+    languages = falling(data.get("languages") or {})
+    spread = lengths(data)
+    return el(
+        "div",
+        heading(step, "corpus", tag("measured")),
+        el("div", facts(pairs), _removed(data["removed"], n_kept(data)), class_="two"),
+        table(MIXTURE, mixture(data), caption="Mixture of the training split", numeric=range(1, len(MIXTURE))) if mixture(data) else None,
+        el("div", _bars(spread, "Training documents by length in tokens"), _bars(languages, "Languages of the documents kept"), class_="two") if spread or languages else None,
+        _samples(sample_rows(step.path)),
+    )
 
 
 def _short(value: Any) -> str:
@@ -40,14 +40,32 @@ def _short(value: Any) -> str:
     return f"{text[:12]}…" if len(text) == 64 and text.isalnum() else text
 
 
-def _kept(data: Mapping[str, Any]) -> int:
-    """Documents of the corpus in both splits; planted canaries are none."""
-    return int(data["n_documents"] + data["n_validation_documents"] - data["n_planted"])
-
-
 def _removed(removed: Mapping[str, int], kept: int) -> Markup:
     total = kept + sum(removed.values())
     if total == kept:
         return el("p", f"No document was removed: all {total:,} that were read are kept.")
-    rows = [Row(el("span", rule.replace("_", " ")), n, f"{n:,}", mark="s2", note=f"{n / total:.1%} of all read") for rule, n in sorted(removed.items(), key=lambda pair: -pair[1])]
+    rows = [Row(el("span", rule), n, f"{n:,}", mark="s2", note=f"{n / total:.1%} of all read") for rule, n in falling(removed)]
     return el("div", el("p", f"Removed, of {total:,} documents read:"), rows_chart(rows, title="Documents removed by rule", unit="documents", bars=True))
+
+
+def _bars(counts: Sequence[tuple[str, int]], title: str) -> Markup | None:
+    if not counts:
+        return None
+    whole = max(1, sum(n for _, n in counts))
+    rows = [Row(el("span", name), n, f"{n:,}", note=f"{n / whole:.1%}") for name, n in counts]
+    return el("div", el("p", f"{title}:"), rows_chart(rows, title=title, unit="documents", bars=True))
+
+
+def _samples(samples: Sequence[SampleRow]) -> Markup | None:
+    """Rows as text, each document of a row in a box of its own; nothing of it is read as markup."""
+    if not samples:
+        return None
+    shown = [
+        el(
+            "div",
+            el("p", f"{s.split} row {s.row:,}: {s.holds}", class_="lead"),
+            [el("pre", piece, class_="piece") for piece in cut(s.pieces)],
+        )
+        for s in samples
+    ]
+    return el("details", el("summary", f"Sample rows, decoded ({len(samples)})"), shown)
