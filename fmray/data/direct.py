@@ -41,6 +41,7 @@ def write_directly(job: Direct, numbered: tuple[int, Reading]) -> DirectPart:
     index, reading = numbered
     read = Ingested(source=reading.source)
     made = ShardPart(index, [], removed=Counter())
+    bias = job.bias.empty() if job.bias else None
     seen: list[np.ndarray] = [np.empty(0, np.uint64)]
     with (
         SplitWriter(job.layout, "train", reading.source, index) as train,
@@ -54,11 +55,10 @@ def write_directly(job: Direct, numbered: tuple[int, Reading]) -> DirectPart:
             validation.add([text for text, out in zip(texts, is_validation, strict=True) if out])
             seen.append(hashes[~is_validation])
             made.n_words += words_in(texts)
-            if job.bias is not None:
-                counts = job.bias.count(kept)
-                made.bias_before = counts if made.bias_before is None else made.bias_before.add(counts)
+            if job.bias is not None and bias is not None:
+                bias.add(job.bias.count(kept))
         made.parts = [writer.finish() for writer in (train, validation)]
     np.save(job.hashes / f"part-{index:06d}.npy", np.unique(np.concatenate(seen)))
-    made.bias_after = made.bias_before
+    made.bias_before = made.bias_after = bias
     read.task_s = made.task_s = time.monotonic() - started
     return DirectPart(read, made)

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pydantic import TypeAdapter
-
 from fmray.cluster import require
 from fmray.core.errors import FmrayError, RunError
 
@@ -23,26 +21,25 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Kept(Generic[R]):
-    """Results of one kind of task, kept below a folder as one JSON file an item, so that a killed run repeats no finished task."""
+    """Results of tasks, kept in a folder of scratch as one file an item, so that a killed run repeats no finished task."""
 
     folder: Path
-    kind: type[R]
 
     def path(self, index: int) -> Path:
         """The file of an item's result."""
-        return self.folder / f"{index:06d}.json"
+        return self.folder / f"{index:06d}.pkl"
 
     def load(self, index: int) -> R | None:
         """The result of an item that finished, else None."""
         path = self.path(index)
-        return TypeAdapter(self.kind).validate_json(path.read_bytes()) if path.exists() else None
+        return pickle.loads(path.read_bytes()) if path.exists() else None
 
     def save(self, index: int, result: R) -> None:
         """Keeps a result, whole or not at all."""
         path = self.path(index)
         path.parent.mkdir(parents=True, exist_ok=True)
         hidden = path.with_name(f".{path.name}.{os.getpid()}")
-        hidden.write_bytes(TypeAdapter(self.kind).dump_json(result))
+        hidden.write_bytes(pickle.dumps(result))
         hidden.rename(path)
 
 
@@ -58,6 +55,7 @@ def each(function: Callable[[T], R], items: Sequence[T], kept: Kept[R]) -> Itera
         RunError: a task failed otherwise.
     """
     missing: list[tuple[int, T]] = []
+    found: R | None
     for index, item in enumerate(items):
         found = kept.load(index)
         if found is None:

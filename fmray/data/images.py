@@ -91,7 +91,7 @@ def prepare_images(config: Any, out: Out) -> TokenDataset:
     todo = readings(shares)
     watch = Watch(out, "reading", len(todo), shares)
     work = partial(ingest_images, config.image, out.work / "documents", key(config.seed, 0))
-    for part in each(work, todo, Kept(out.work / "ingested", Ingested)):
+    for part in each(work, todo, Kept[Ingested](out.work / "ingested")):
         watch(part)
     check_documents(watch.read)
     selection = Selection(
@@ -102,7 +102,7 @@ def prepare_images(config: Any, out: Out) -> TokenDataset:
     jobs = [ShardJob(i, low, high, ()) for i, (low, high) in enumerate(key_ranges(n_shards(config.shard_mb, watch.read.n_bytes)))]
     parts: list[ImagePart] = []
     out.progress("writing images", done=0, total=len(jobs))
-    for made in each(partial(write_images, layout, selection), jobs, Kept(out.work / "shards", ImagePart)):
+    for made in each(partial(write_images, layout, selection), jobs, Kept[ImagePart](out.work / "shards")):
         parts.append(made)
         out.progress("writing images", done=len(parts), total=len(jobs))
     parts.sort(key=lambda part: part.index)

@@ -1,5 +1,6 @@
 """First pass of prepare: read, normalise, clean, and lay documents down sorted by the key that shuffles them."""
 
+import copy
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
@@ -67,8 +68,10 @@ class Ingested:
         self.task_s += other.task_s
         self.counts.add(other.counts)
         self.cleaning.add(other.cleaning)
-        if other.bias is not None:
-            self.bias = other.bias if self.bias is None else self.bias.add(other.bias)
+        if self.bias is None:
+            self.bias = copy.deepcopy(other.bias)
+        elif other.bias is not None:
+            self.bias.add(other.bias)
 
 
 def read_batches(reading: Reading, filters: Sequence[Filter], done: Ingested) -> Iterator[list[str]]:
@@ -111,15 +114,14 @@ def text_hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
 def ingest(job: Ingest, reading: Reading) -> Ingested:
     """Reads one part into key-sorted Parquet files, with MinHash signatures and bias counts where they are wanted."""
     started = time.monotonic()
-    done = Ingested(source=reading.source)
+    done = Ingested(source=reading.source, bias=job.bias.empty() if job.bias else None)
     pending: list[str] = []
     size = first = 0
     for texts in read_batches(reading, job.filters, done):
         pending += texts
         size += sum(map(len, texts))
-        if job.bias is not None:
-            counts = job.bias.count(texts)
-            done.bias = counts if done.bias is None else done.bias.add(counts)
+        if job.bias is not None and done.bias is not None:
+            done.bias.add(job.bias.count(texts))
         if size >= SPILL_BYTES:
             _spill(job, Place(reading.source, reading.part, first), pending)
             first, pending, size = first + len(pending), [], 0

@@ -70,6 +70,12 @@ class Passes:
         return not needs and (self.bias is None or self.bias.correct is None)
 
     @property
+    def most_copies(self) -> int:
+        """How often a document can stand in the train split, for the mixture's shares and for a correction of bias together."""
+        rebalance = self.bias.max_repeats if self.bias is not None and self.bias.correct == "rebalance" else 1
+        return rebalance * (self.max_repeats if self.weights else 1)
+
+    @property
     def split_key(self) -> int:
         """The key by which documents fall into splits."""
         return key(self.seed, 1)
@@ -97,7 +103,7 @@ def one_pass(passes: Passes, out: Out) -> Made:
     job = Direct(passes.layout(out), out.work / "hashes", passes.filters, passes.bias, passes.split_key, passes.validation_fraction)
     watch = Watch(out, "reading, tokenizing and packing", len(todo), passes.shares)
     made = Made(Ingested(), [])
-    for part in each(partial(write_directly, job), list(enumerate(todo)), Kept(out.work / "direct", DirectPart)):
+    for part in each(partial(write_directly, job), list(enumerate(todo)), Kept[DirectPart](out.work / "direct")):
         made.parts.append(part.made)
         watch(part.ingested, part.made.n_tokens)
     made.read = watch.read
@@ -113,13 +119,13 @@ def two_passes(passes: Passes, out: Out) -> Made:
     todo = readings(passes.shares)
     job = Ingest(out.work / "documents", out.work / "signatures", key(passes.seed, 0), passes.filters, passes.near, passes.bias)
     watch = Watch(out, "reading", len(todo), passes.shares)
-    for part in each(partial(ingest, job), todo, Kept(out.work / "ingested", Ingested)):
+    for part in each(partial(ingest, job), todo, Kept[Ingested](out.work / "ingested")):
         watch(part)
     read = watch.read
     check_documents(read)
     selection = Selection(
         documents=job.documents, exact=passes.exact, dropped=_near_duplicates(passes, out), split_key=passes.split_key,
-        copy_key=key(passes.seed, 3), validation_fraction=passes.validation_fraction, max_repeats=passes.max_repeats,
+        copy_key=key(passes.seed, 3), validation_fraction=passes.validation_fraction, max_repeats=passes.most_copies,
         bias=passes.bias, bias_counts=read.bias if passes.bias and passes.bias.correct else None,
     )  # fmt: skip
     ranges = key_ranges(n_shards(passes.shard_mb, read.n_bytes))
@@ -133,7 +139,7 @@ def two_passes(passes: Passes, out: Out) -> Made:
     jobs = [ShardJob(i, low, high, tuple(p for p in planted if low <= p[0] <= high)) for i, (low, high) in enumerate(ranges)]
     writing = Watch(out, "tokenizing and packing", len(jobs), passes.shares)
     work = partial(write_shard, passes.layout(out), selection, out.work / "hashes")
-    for made_part in each(work, jobs, Kept(out.work / "shards", ShardPart)):
+    for made_part in each(work, jobs, Kept[ShardPart](out.work / "shards")):
         made.parts.append(made_part)
         writing(None, made_part.n_tokens)
     made.parts.sort(key=lambda part: part.index)
@@ -207,7 +213,7 @@ def _mean_repeats(passes: Passes, selection: Selection, ranges: Sequence[tuple[i
     if not path.exists():
         out.progress("measuring the mixture", done=0, total=len(ranges))
         n_bytes: dict[int, int] = {}
-        for part in each(partial(measure, selection), ranges, Kept(out.work / "measured", Measured)):
+        for part in each(partial(measure, selection), ranges, Kept[Measured](out.work / "measured")):
             for source, n in part.n_bytes.items():
                 n_bytes[source] = n_bytes.get(source, 0) + n
         for source, name in enumerate(passes.shares):

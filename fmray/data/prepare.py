@@ -52,7 +52,7 @@ class PrepareConfig(Config):
         filters: applied in their order to every document, before duplicates are removed.
         packing: how documents share rows.
         bias: measures how the corpus speaks of groups, and corrects it if told to.
-        max_repeats: how often at most a document stands in the train split, for a mixture's shares or a correction of bias.
+        max_repeats: how often at most a document may stand in the train split for the mixture's shares to come out.
         validation_fraction: the share of documents held out, drawn by hash of their text.
         shard_mb: text for one shard, in millions of bytes; by default a 64th of the corpus, at least 4 and at most 256. One
             worker holds a few times as much. Without effect where the corpus is read once.

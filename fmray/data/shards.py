@@ -81,7 +81,7 @@ class Selection:
             mean = np.array(self.repeats)[table["source"].to_numpy()]
             wanted = np.floor(mean).astype(np.int64) + (unit(hashes, self.copy_key) < mean % 1.0)
         if self.bias is not None and self.bias_counts is not None and self.bias.correct == "rebalance" and len(table):
-            wanted = wanted * self.bias.repeats(table["text"].to_pylist(), self.bias_counts, hashes)
+            wanted = wanted * self.bias.repeats(table["text"].to_pylist(), self.bias_counts)
         return np.minimum(wanted, self.max_repeats)
 
 
@@ -222,11 +222,10 @@ def words_in(texts: Sequence[str]) -> int:
     return int((~white[1:] & white[:-1]).sum()) + int(len(data) > 0 and not white[0])
 
 
-def _bias(bias: CorpusBias, documents: "pa.Table") -> BiasCounts | None:
-    total: BiasCounts | None = None
+def _bias(bias: CorpusBias, documents: "pa.Table") -> BiasCounts:
+    total = bias.empty()
     for texts in text_batches(documents["text"], ENCODE_BYTES):
-        counts = bias.count(texts)
-        total = counts if total is None else total.add(counts)
+        total.add(bias.count(texts))
     return total
 
 

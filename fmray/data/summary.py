@@ -13,7 +13,6 @@ from fmray.core.errors import DataError
 from fmray.core.stage import Out
 from fmray.data import tokenizer as tokenizers_
 from fmray.data.card import card
-from fmray.data.corpus_bias import BiasCounts
 from fmray.data.dataset import (
     BIAS,
     CANARIES,
@@ -66,12 +65,12 @@ def _bias(passes: Passes, made: Made) -> dict[str, Any]:
     assert passes.bias is not None
     figures = {}
     for when in ("before", "after"):
-        total: BiasCounts | None = None
+        total = passes.bias.empty()
         for part in made.parts:
             counts = part.bias_before if when == "before" else part.bias_after
             if counts is not None:
-                total = counts if total is None else total.add(counts)
-        figures[when] = None if total is None else passes.bias.report(total)
+                total.add(counts)
+        figures[when] = passes.bias.report(total)
     return {"correct": passes.bias.correct, **figures}
 
 
