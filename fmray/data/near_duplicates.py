@@ -33,7 +33,7 @@ WINDOW = 128
 NOTHING = np.uint16(0xFFFF)
 """Every entry of the signature of a document without a word; it is nobody's near-duplicate."""
 
-_CHUNK = 1 << 15
+_CHUNK = 1 << 13
 
 
 class NearDuplicates(Config):

@@ -9,20 +9,25 @@ from numpy.typing import NDArray
 
 # C0 and C1 controls but tab and newline, the byte order mark, and lone surrogates (JSON escapes can make them; UTF-8 cannot hold them).
 _UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
+_UNWANTED_ASCII = bytes(c for c in range(128) if _UNWANTED.match(chr(c)))
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 
 def normalise(text: str) -> str:
     """The normal form of a text: lines end in one newline, no control characters, Unicode NFC, no white space around it.
 
-    Applying it twice changes nothing.
+    Carriage returns, form feeds and vertical tabs end lines, too. Applying it twice changes nothing.
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _UNWANTED.sub("", text)
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
-    return text.strip()
+    if "\f" in text or "\v" in text:
+        text = text.replace("\f", "\n").replace("\v", "\n")
+    if text.isascii():
+        # Bytes are searched at twice the speed of the expression.
+        raw = text.encode()
+        clean = raw.translate(None, _UNWANTED_ASCII)
+        return (text if len(clean) == len(raw) else clean.decode()).strip()
+    return unicodedata.normalize("NFC", _UNWANTED.sub("", text)).strip()
 
 
 def document_hash(text: str) -> int:

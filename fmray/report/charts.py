@@ -56,7 +56,8 @@ def axis_for(values: Sequence[float], *, log: bool | None = None, zero: bool = F
         return Axis(low / 10**pad, high * 10**pad, log=True)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0) or (1.0 if low >= 0 else 0.0)
-    pad = (high - low or abs(high) or 1.0) * margin
+    # A margin of numbers too small to have one: the axis must still have two ends.
+    pad = (high - low or abs(high) or 1.0) * margin or margin
     return Axis(low if zero and low == 0 else low - pad, high if zero and high == 0 else high + pad)
 
 

@@ -23,6 +23,8 @@ anything = st.text(st.characters(codec=None), max_size=60)
         ("lone \ud800 surrogate", "lone  surrogate"),
         ("e\x00\u0301", "é"),
         ("\x00\r\n", ""),
+        ("page\x0cpage\x0bline", "page\npage\nline"),
+        ("be\x00ll é\x07", "bell é"),
     ],
 )
 def test_normal_form(raw: str, clean: str) -> None:

@@ -4,7 +4,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fmray.report.charts import Axis, Row, Series, axis_for, plot, rows_chart
@@ -14,6 +14,7 @@ finite = st.floats(-1e9, 1e9)
 
 
 @given(st.lists(finite, min_size=1), st.booleans())
+@example([5e-324], False)
 def test_an_axis_holds_all_its_values(values: list[float], zero: bool) -> None:
     axis = axis_for(values, zero=zero)
     assert all(0 <= axis.at(v) <= 1 for v in values)

@@ -11,6 +11,9 @@ from fmray.data.filters import Apply, Filter, Outcome
 class Mojibake(Filter):
     """Repairs mojibake such as `cafÃ©` with ftfy; removes nothing. Documents that it changed are noted as `mojibake_repaired`.
 
+    It sees texts in normal form, without control characters: what was decoded as Windows-1252 comes back whole, of what was decoded
+    as Latin-1 only characters whose bytes are none of the controls between 0x80 and 0x9F (`Ã©` does, the three of `’` do not).
+
     Attributes:
         scope: `encoding` only undoes wrong decodings; `text` lets ftfy also do the rest of what it does: entities of HTML in text
             without tags, curly quotes made straight, ligatures and full-width letters spelt out, terminal escapes dropped.

@@ -7,7 +7,7 @@ the usual AWS credentials. A URI is taken literally (no %-escapes, no query), an
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -130,7 +130,7 @@ def _search_store(place: str, suffixes: tuple[str, ...]) -> tuple[list[File], st
         root = _fixed(key)
         infos = store.get_file_info(pafs.FileSelector(root, recursive="/" in key[len(root) + 1 :], allow_not_found=False))
         matches = re.compile(glob_translate(key)).match
-        return [_remote(i, scheme, root) for i in infos if i.type == pafs.FileType.File and matches(i.path)], "the pattern matches no object"
+        return _shown(_remote(i, scheme, root) for i in infos if i.type == pafs.FileType.File and matches(i.path)), "the pattern matches no object"
     (info,) = store.get_file_info([key])
     if info.type == pafs.FileType.File:
         return [_remote(info, scheme, key.rpartition("/")[0])], ""
@@ -139,8 +139,13 @@ def _search_store(place: str, suffixes: tuple[str, ...]) -> tuple[list[File], st
         store.get_file_info(pafs.FileSelector(key.split("/")[0], recursive=False))
         raise DataError("there is no such object or prefix", where=place, todo="check the URI")
     infos = store.get_file_info(pafs.FileSelector(key, recursive=True))
-    files = [_remote(i, scheme, key) for i in infos if i.type == pafs.FileType.File and i.path.lower().endswith(suffixes)]
-    return [f for f in files if not any(part.startswith(".") for part in f.name.split("/"))], "the prefix holds no"
+    files = (_remote(i, scheme, key) for i in infos if i.type == pafs.FileType.File and i.path.lower().endswith(suffixes))
+    return _shown(files), "the prefix holds no"
+
+
+def _shown(files: Iterable[File]) -> list[File]:
+    """Without hidden ones, as of a local folder."""
+    return [f for f in files if not any(part.startswith(".") for part in f.name.split("/"))]
 
 
 def _remote(info: "pafs.FileInfo", scheme: str, root: str) -> File:  # type: ignore[name-defined]  # noqa: F821
