@@ -1,157 +1,140 @@
-"""First pass of prepare: read, normalise, and lay documents down sorted by the key that shuffles them.
+"""First pass of prepare: read, normalise, clean, and lay documents down sorted by the key that shuffles them."""
 
-The key of a document is a keyed bijection of its 64-bit hash. Sorting by it shuffles the corpus in a way that depends on the
-texts and the seed alone, brings exact duplicates side by side wherever they came from, and lets the second pass take any range
-of keys on its own: memory is bounded by the range, never by the corpus.
-"""
-
-import itertools
+import copy
+import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fmray.data.flow import each
-from fmray.data.order import mix
-from fmray.data.sources import Counts, Partition
-from fmray.data.text import document_hash, normalise
+from fmray.data.cleaning import Cleaner, Cleaning
+from fmray.data.corpus_bias import BiasCounts, CorpusBias
+from fmray.data.documents import Place, documents_table, lay_down
+from fmray.data.filters import Filter
+from fmray.data.near_duplicates import NearDuplicates
+from fmray.data.sources import Counts, OnError, Partition
+from fmray.data.text import normalise
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+SPILL_BYTES = 64 * 1024**2
+BATCH_BYTES = 1024**2
 
-SPILL_BYTES = 16 * 1024**2
-GROUP_ROWS = 4096
-LAST_KEY = 2**64 - 1
+
+@dataclass(frozen=True)
+class Reading:
+    """A part of a corpus to read: partition number `part` of source number `source`, which fails on bad input or skips it."""
+
+    source: int
+    part: int
+    partition: Partition
+    on_error: OnError = "fail"
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """What every task of the first pass knows: where to lay documents and signatures, the shuffling key, and what to measure."""
+
+    documents: Path
+    signatures: Path
+    order_key: int
+    filters: tuple[Filter, ...]
+    near: NearDuplicates | None
+    bias: CorpusBias | None
 
 
 @dataclass
 class Ingested:
-    """What the first pass laid down; `task_s` is the time that its tasks took, one CPU each."""
+    """What reading made of parts of a corpus; `task_s` is the time that tasks took, one CPU each.
 
+    `n_read` counts documents that were read, `n_documents` and `n_bytes` (UTF-8) those that stayed.
+    """
+
+    source: int = 0
+    n_read: int = 0
     n_documents: int = 0
     n_bytes: int = 0
     task_s: float = 0.0
     counts: Counts = field(default_factory=Counts)
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    bias: BiasCounts | None = None
 
     def add(self, other: "Ingested") -> None:
         """Adds another part's figures."""
+        self.n_read += other.n_read
         self.n_documents += other.n_documents
         self.n_bytes += other.n_bytes
         self.task_s += other.task_s
-        self.counts.removed.update(other.counts.removed)
-        self.counts.notes.update(other.counts.notes)
+        self.counts.add(other.counts)
+        self.cleaning.add(other.cleaning)
+        if self.bias is None:
+            self.bias = copy.deepcopy(other.bias)
+        elif other.bias is not None:
+            self.bias.add(other.bias)
 
 
-def ingest(
-    partitions: Sequence[Partition], folder: Path, order_key: int, watch: Callable[[int, Ingested], None]
-) -> Ingested:
-    """Reads all partitions into key-sorted Parquet files below `folder`.
-
-    Args:
-        watch: told how many partitions are done, and the figures so far.
-
-    Raises:
-        DataError: a source's own, naming file and place.
-    """
-    total = Ingested()
-    for n, part in enumerate(each(partial(_ingest_part, folder, order_key), list(enumerate(partitions))), start=1):
-        total.add(part)
-        watch(n, total)
-    return total
-
-
-def _ingest_part(folder: Path, order_key: int, numbered: tuple[int, Partition]) -> Ingested:
-    started = time.monotonic()
-    part, partition = numbered
-    done = Ingested()
+def read_batches(reading: Reading, filters: Sequence[Filter], done: Ingested) -> Iterator[list[str]]:
+    """The normalised and cleaned texts of a part, about a megabyte at a time; what is left out is counted into `done`."""
+    cleaner = Cleaner(filters)
+    done.cleaning = cleaner.done
     texts: list[str] = []
-    pending, first = 0, 0
-    for document in partition.read(done.counts):
+    ids: list[str] = []
+    size = 0
+    for document in reading.partition.read(done.counts):
+        done.n_read += 1
         text = normalise(document["text"])
         if not text:
             done.counts.removed["empty"] += 1
             continue
         texts.append(text)
-        pending += len(text)
-        if pending >= SPILL_BYTES:
-            done.n_bytes += _spill(folder, order_key, part, first, texts)
-            first, texts, pending = first + len(texts), [], 0
+        ids.append(document["id"])
+        size += len(text)
+        if size >= BATCH_BYTES:
+            yield from _clean(cleaner, texts, ids, done)
+            texts, ids, size = [], [], 0
     if texts:
-        done.n_bytes += _spill(folder, order_key, part, first, texts)
-    done.n_documents = first + len(texts)
+        yield from _clean(cleaner, texts, ids, done)
+
+
+def _clean(cleaner: Cleaner, texts: list[str], ids: list[str], done: Ingested) -> Iterator[list[str]]:
+    texts = cleaner.clean(texts, ids).texts
+    if texts:
+        done.n_documents += len(texts)
+        done.n_bytes += len("".join(texts).encode())
+        yield texts
+
+
+def text_hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """`document_hash` of texts that are in normal form already."""
+    digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in texts)
+    return np.frombuffer(digests, ">u8").astype(np.uint64)
+
+
+def ingest(job: Ingest, reading: Reading) -> Ingested:
+    """Reads one part into key-sorted Parquet files, with MinHash signatures and bias counts where they are wanted."""
+    started = time.monotonic()
+    done = Ingested(source=reading.source, bias=job.bias.empty() if job.bias else None)
+    pending: list[str] = []
+    size = first = 0
+    for texts in read_batches(reading, job.filters, done):
+        pending += texts
+        size += sum(map(len, texts))
+        if job.bias is not None and done.bias is not None:
+            done.bias.add(job.bias.count(texts))
+        if size >= SPILL_BYTES:
+            _spill(job, Place(reading.source, reading.part, first), pending)
+            first, pending, size = first + len(pending), [], 0
+    if pending:
+        _spill(job, Place(reading.source, reading.part, first), pending)
     done.task_s = time.monotonic() - started
     return done
 
 
-def _spill(folder: Path, order_key: int, part: int, first: int, texts: list[str]) -> int:
-    """Writes documents `first`... of a part, sorted by key, and gives their size in UTF-8 bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    column = pa.array(texts, pa.large_string())
-    table = documents_table(column, np.array([document_hash(t) for t in texts], np.uint64), order_key, part, first)
-    name = f"part-{part:06d}-{first:012d}.parquet"
-    hidden = folder / f".{name}"
-    pq.write_table(table.sort_by("key"), hidden, row_group_size=GROUP_ROWS, compression="zstd", use_dictionary=False)
-    hidden.rename(folder / name)
-    return int(column.nbytes - 8 * (len(column) + 1))
-
-
-def documents_table(texts: "pa.Array", hashes: np.ndarray, order_key: int, part: int, first: int) -> "pa.Table":
-    """Documents as a table of text, hash, key, part and ordinal (their place in the part)."""
-    import pyarrow as pa
-
-    n = len(texts)
-    return pa.table(
-        {
-            "text": texts,
-            "hash": hashes,
-            "key": mix(hashes, order_key),
-            "part": pa.array(np.full(n, part, np.int32)),
-            "ordinal": pa.array(np.arange(first, first + n)),
-        }
-    )
-
-
-def key_ranges(n: int) -> list[tuple[int, int]]:
-    """The 64-bit keys in `n` ranges of the same width, first and last key of each."""
-    edges = [i * (LAST_KEY + 1) // n for i in range(n + 1)]
-    return [(low, high - 1) for low, high in itertools.pairwise(edges)]
-
-
-def documents_between(folder: Path, low: int, high: int) -> "pa.Table":
-    """The documents whose key lies from `low` to `high`, sorted by key; duplicates stand side by side, first read first."""
-    import pyarrow as pa
-    import pyarrow.dataset as pads
-
-    files = sorted(str(p) for p in folder.glob("part-*.parquet"))
-    key = pads.field("key")
-    wanted = (key >= pa.scalar(low, pa.uint64())) & (key <= pa.scalar(high, pa.uint64()))
-    table = pads.dataset(files, format="parquet").to_table(filter=wanted, use_threads=False)
-    return table.sort_by([("key", "ascending"), ("part", "ascending"), ("ordinal", "ascending")])
-
-
-def first_of_each(table: "pa.Table") -> "pa.Table":
-    """Documents sorted by key without those that repeat the one before."""
-    keys = table["key"].to_numpy()
-    return table.filter(np.concatenate([np.ones(min(1, len(keys)), np.bool_), keys[1:] != keys[:-1]]))
-
-
-def text_batches(column: "pa.ChunkedArray", batch_bytes: int) -> Iterator[list[str]]:
-    """A text column as lists of about `batch_bytes` of text."""
-    batch: list[str] = []
-    size = 0
-    for chunk in column.iterchunks():
-        for at in range(0, len(chunk), 1024):
-            for text in chunk.slice(at, 1024).to_pylist():
-                batch.append(text)
-                size += len(text)
-                if size >= batch_bytes:
-                    yield batch
-                    batch, size = [], 0
-    if batch:
-        yield batch
+def _spill(job: Ingest, place: Place, texts: list[str]) -> None:
+    table = documents_table(texts, text_hashes(texts), job.order_key, place)
+    if job.near is not None:
+        stem = f"{place.source:04d}-{place.part:06d}-{place.first:012d}"
+        np.save(job.signatures / f"{stem}.keys.npy", table["key"].to_numpy())
+        np.save(job.signatures / f"{stem}.signatures.npy", job.near.signatures(texts))
+    lay_down(table, job.documents, place)

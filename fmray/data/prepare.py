@@ -1,67 +1,125 @@
 """The prepare stage: a corpus becomes a TokenDataset."""
 
 import shutil
-import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fmray.cluster import call, connect
-from fmray.core.artifact import tree_digest, write_json
+from fmray.cluster import connect
 from fmray.core.config import Config
-from fmray.core.errors import DataError
+from fmray.core.errors import ConfigError
 from fmray.core.stage import Out, stage
-from fmray.data import tokenizer as tokenizers_
-from fmray.data.canaries import Canaries, Planted, plant
-from fmray.data.dataset import CANARIES, HASHES, SPLITS, TOKENIZER, Shard, TokenDataset
-from fmray.data.flow import each
-from fmray.data.ingest import Ingested, ingest, key_ranges
-from fmray.data.order import key
-from fmray.data.shards import ShardJob, ShardPart, sample, write_shard
+from fmray.data.canaries import Canaries
+from fmray.data.corpus_bias import CorpusBias
+from fmray.data.dataset import SPLITS, TOKENIZER, TokenDataset
+from fmray.data.filters import Filter
+from fmray.data.images import ImageRows, prepare_images
+from fmray.data.near_duplicates import NearDuplicates
+from fmray.data.packings import Packing
+from fmray.data.packings.concatenate import Concatenate
+from fmray.data.passes import Passes, one_pass, two_passes
 from fmray.data.sources import Source
+from fmray.data.summary import finish
+from fmray.data.tokenizers import TokenizerModel
+from fmray.data.tokenizers.bpe import Bpe
 
-MB = 1_000_000
+SMALLEST_VOCABULARY = 8
+
+
+class Deduplicate(Config):
+    """What is removed because it stands there already, over the whole corpus, after the filters.
+
+    Attributes:
+        exact: documents whose normalised text is the same; the one read first stays.
+        near: documents that are nearly the same, by MinHash; null: they stay.
+    """
+
+    exact: bool = True
+    near: NearDuplicates | None = None
 
 
 class PrepareConfig(Config):
     """What to prepare, from where and how.
 
+    Text needs `seq_len` and `vocab_size`, images need `image`. The corpus is read once where nothing needs the whole of it
+    first: with a tokenizer that is not trained, `deduplicate: {exact: false}`, no weights, no canaries and no correction of bias. Rows then
+    stand in the order of the files. Else it is read, laid down in shuffled order, and taken up from there.
+
     Attributes:
-        vocab_size: tokens of the vocabulary, bytes and special tokens included; with `tokenizer`, the size of the loaded one.
-        tokenizer: load this one instead of training byte-level BPE.
+        vocab_size: tokens of the vocabulary, special tokens included; the size of the loaded one with `{type: pretrained}`.
         tokenizer_sample_mb: how much text (millions of characters) a tokenizer is trained on: distinct documents of the train
             split, drawn by hash from the whole corpus.
+        filters: applied in their order to every document, before duplicates are removed.
+        packing: how documents share rows.
+        bias: measures how the corpus speaks of groups, and corrects it if told to.
+        max_repeats: how often at most a document may stand in the train split for the mixture's shares to come out.
         validation_fraction: the share of documents held out, drawn by hash of their text.
         shard_mb: text for one shard, in millions of bytes; by default a 64th of the corpus, at least 4 and at most 256. One
-            worker holds a few times as much.
+            worker holds a few times as much. Without effect where the corpus is read once.
         seed: shuffles the documents and draws the split.
     """
 
     source: Source
-    seq_len: int = Field(ge=8, le=1_048_576)
-    vocab_size: int = Field(ge=tokenizers_.SMALLEST, le=2_000_000)
-    tokenizer: tokenizers_.TokenizerFiles | None = None
+    seq_len: int | None = Field(None, ge=8, le=1_048_576)
+    vocab_size: int | None = Field(None, ge=SMALLEST_VOCABULARY, le=2_000_000)
+    tokenizer: TokenizerModel = Bpe()
     tokenizer_sample_mb: float = Field(64.0, gt=0)
-    validation_fraction: float = Field(0.05, gt=0, lt=1)
+    filters: tuple[Filter, ...] = ()
+    deduplicate: Deduplicate = Deduplicate()
+    packing: Packing = Concatenate()
+    image: ImageRows | None = None
+    bias: CorpusBias | None = None
     canaries: Canaries | None = None
+    max_repeats: int = Field(4, ge=1, le=64)
+    validation_fraction: float = Field(0.05, gt=0, lt=1)
     shard_mb: float | None = Field(None, gt=0)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits_the_modality(self) -> "PrepareConfig":
+        if self.source.modality == "image":
+            for name in ("seq_len", "vocab_size", "bias", "canaries"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is for text, and the source holds images")
+            if self.filters or self.deduplicate.near:
+                raise ValueError("filters and deduplicate.near are for text, and the source holds images")
+            if self.image is None:
+                raise ValueError("the source holds images: give their rows, such as image: {height: 28, width: 28, channels: 1}")
+        elif self.image is not None:
+            raise ValueError("image is for sources of images, and the source holds text")
+        elif self.seq_len is None or self.vocab_size is None:
+            raise ValueError("text needs seq_len and vocab_size")
+        return self
+
+    def passes(self) -> Passes:
+        """The parts of this config that the passes over text read."""
+        if self.seq_len is None or self.vocab_size is None:
+            raise ConfigError("text needs seq_len and vocab_size")
+        return Passes(
+            seq_len=self.seq_len, vocab_size=self.vocab_size, tokenizer=self.tokenizer, tokenizer_sample_mb=self.tokenizer_sample_mb,
+            filters=self.filters, exact=self.deduplicate.exact, near=self.deduplicate.near, packing=self.packing, bias=self.bias,
+            canaries=self.canaries, max_repeats=self.max_repeats, validation_fraction=self.validation_fraction,
+            shard_mb=self.shard_mb, seed=self.seed, shares=dict(self.source.mixture()),
+        )  # fmt: skip
 
 
 def plan(config: PrepareConfig, upstream: dict[str, Config]) -> dict[str, str]:
     """What `fmray check` can say before anything is read."""
-    made = (
-        f"loaded from {config.tokenizer.path}"
-        if config.tokenizer
-        else f"byte-level BPE trained on up to {config.tokenizer_sample_mb:g} MB"
-    )
-    lines = {
-        "vocabulary": f"{config.vocab_size:,} ({made})",
-        "row": f"{config.seq_len:,} positions",
-        "rows, tokens": "unknown until prepare has run",
+    lines = {"rows, tokens": "unknown until prepare has run"}
+    shares = config.source.mixture()
+    if len(shares) > 1:
+        lines["mixture"] = ", ".join(f"{name}: {'all' if s.weight is None else f'{s.weight:g}'}" for name, s in shares.items())
+    if config.filters:
+        lines["filters"] = ", ".join(str(f.type) for f in config.filters)  # type: ignore[attr-defined]
+    if config.image is not None:
+        return lines | {"row": f"an image of {config.image.height} x {config.image.width}, {config.image.channels} channel(s)"}
+    passes = config.passes()
+    kind = config.tokenizer.type  # type: ignore[attr-defined]
+    made = f"{kind} trained on up to {config.tokenizer_sample_mb:g} MB" if config.tokenizer.is_trained else f"{kind}, loaded"
+    lines |= {
+        "vocabulary": f"{passes.vocab_size:,} ({made})",
+        "row": f"{passes.seq_len:,} positions, {config.packing.type}",  # type: ignore[attr-defined]
+        "corpus": "read once, straight into shards" if passes.is_one_pass else "read, laid down shuffled, taken up by ranges",
     }
     if config.canaries:
         lines["canaries"] = (
@@ -70,163 +128,39 @@ def plan(config: PrepareConfig, upstream: dict[str, Config]) -> dict[str, str]:
     return lines
 
 
-@stage("prepare", version=1, plan=plan)
+@stage("prepare", version=2, plan=plan)
 def prepare(config: PrepareConfig, out: Out) -> TokenDataset:
-    """Reads, normalises, removes exact duplicates, makes the tokenizer, tokenizes, packs and writes shards.
+    """Reads, normalises, cleans, removes duplicates, makes the tokenizer, tokenizes, packs and writes shards.
 
-    The result depends on the texts and the config alone, not on files' order, partitions or CPUs.
+    The result depends on the texts and the config alone, not on CPUs, and but for a single pass not on files' order and
+    partitions either. Killed, it goes on behind the last finished part of the corpus, and ends in the same bytes.
 
     Raises:
         DataError: the corpus is unreadable or empty, too small for the vocabulary, or leaves a split without a row.
+        ConfigError: a loaded tokenizer has another size than `vocab_size`.
     """
-    partitions = config.source.partitions()
     connect()
-    documents, hashes = _fresh_folders(out)
-    read = ingest(partitions, documents, key(config.seed, 0), _watch_reading(out, len(partitions)))
-    if not read.n_documents:
-        removed = ", ".join(f"{rule}: {n}" for rule, n in sorted(read.counts.removed.items()))
-        raise DataError(
-            f"the corpus holds no document (removed {removed or 'none'})",
-            where="source",
-            todo="check the path and the source's settings",
-        )
-    ranges = key_ranges(_n_shards(config, read.n_bytes))
-    _make_tokenizer(config, out, documents, ranges)
-    drawn = config.canaries.draw() if config.canaries else None
-    planted = plant(drawn, config.seed) if drawn else []
-    jobs = [
-        ShardJob(
-            i,
-            low,
-            high,
-            _between(planted, low, high),
-            documents,
-            hashes,
-            out.path,
-            config.seq_len,
-            key(config.seed, 1),
-            config.validation_fraction,
-        )
-        for i, (low, high) in enumerate(ranges)
-    ]
-    parts = _write_shards(jobs, out)
-    shards = _checked(config, parts)
-    out.spend(device="cpu", count=1, seconds=read.task_s + sum(part.task_s for part in parts))
-    _save_hashes(hashes, out.path / HASHES)
-    if drawn:
-        write_json(out.path / CANARIES, drawn)
-    shutil.rmtree(out.work)
-    return _payload(config, read, parts, shards, len(planted), out.path)
-
-
-def _fresh_folders(out: Out) -> tuple[Path, Path]:
-    """Empty folders for this attempt: what an interrupted one left is made again, the same."""
-    shutil.rmtree(out.work)
-    for name in (*SPLITS, TOKENIZER):
-        shutil.rmtree(out.path / name, ignore_errors=True)
-        (out.path / name).mkdir()
-    documents, hashes = out.work / "documents", out.work / "hashes"
-    documents.mkdir()
-    hashes.mkdir()
-    return documents, hashes
-
-
-def _watch_reading(out: Out, n_parts: int) -> Callable[[int, Ingested], None]:
-    def watch(done: int, read: Ingested) -> None:
-        out.progress(
-            "reading", done=done, total=n_parts, documents=read.n_documents, text_mb=round(read.n_bytes / MB, 2)
-        )
-
-    out.progress("reading", done=0, total=n_parts)
-    return watch
-
-
-def _n_shards(config: PrepareConfig, n_bytes: int) -> int:
-    shard_mb = config.shard_mb if config.shard_mb is not None else min(256.0, max(4.0, n_bytes / MB / 64))
-    return max(1, round(n_bytes / (shard_mb * MB)))
-
-
-def _make_tokenizer(config: PrepareConfig, out: Out, documents: Path, ranges: list[tuple[int, int]]) -> None:
-    out.progress("loading the tokenizer" if config.tokenizer else "training the tokenizer")
-    if config.tokenizer:
-        tokenizers_.copy(config.tokenizer, config.vocab_size, out.path / TOKENIZER)
+    _folders(out)
+    if config.image is not None:
+        payload = prepare_images(config, out)
     else:
-        call(_train_tokenizer, config, documents, ranges, out.path / TOKENIZER)
+        passes = config.passes()
+        made = one_pass(passes, out) if passes.is_one_pass else two_passes(passes, out)
+        payload = finish(passes, made, config.source.identity(), out)
+    # At once, so that no run ever takes up half of what is being removed.
+    work = out.path / "work"
+    work.rename(_leftover(out))
+    shutil.rmtree(_leftover(out))
+    return payload
 
 
-def _train_tokenizer(config: PrepareConfig, documents: Path, ranges: list[tuple[int, int]], folder: Path) -> None:
-    texts = sample(
-        documents, ranges, key(config.seed, 1), config.validation_fraction, int(config.tokenizer_sample_mb * MB)
-    )
-    tokenizers_.train(texts, config.vocab_size, config.seq_len, folder)
+def _leftover(out: Out) -> Path:
+    return out.path / ".work-removed"
 
 
-def _between(planted: list[Planted], low: int, high: int) -> tuple[Planted, ...]:
-    return tuple(item for item in planted if low <= item[0] <= high)
-
-
-def _write_shards(jobs: list[ShardJob], out: Out) -> list[ShardPart]:
-    out.progress("tokenizing and packing", done=0, total=len(jobs))
-    parts: list[ShardPart] = []
-    started, n_tokens = time.monotonic(), 0
-    for part in each(write_shard, jobs):
-        parts.append(part)
-        n_tokens += sum(split.n_tokens for split in part.splits.values())
-        out.progress(
-            "tokenizing and packing",
-            done=len(parts),
-            total=len(jobs),
-            tokens=n_tokens,
-            tokens_per_s=n_tokens / (time.monotonic() - started),
-        )
-    return sorted(parts, key=lambda part: part.index)
-
-
-def _checked(config: PrepareConfig, parts: list[ShardPart]) -> tuple[Shard, ...]:
-    """All shards, train before validation; each split has at least one row."""
-    shards = tuple(shard for split in SPLITS for part in parts if (shard := part.splits[split].shard))
-    for split in SPLITS:
-        if not any(shard.split == split for shard in shards):
-            n = sum(p.n_documents for part in parts for p in part.splits.values())
-            raise DataError(
-                f"{config.validation_fraction:g} of {n} documents leaves the {split} split empty",
-                where="validation_fraction",
-                todo="change it, give more documents, or make smaller ones of them",
-            )
-    return shards
-
-
-def _payload(
-    config: PrepareConfig, read: Ingested, parts: list[ShardPart], shards: tuple[Shard, ...], n_planted: int, root: Path
-) -> TokenDataset:
-    train, validation = ([part.splits[split] for part in parts] for split in SPLITS)
-    rows = {split: sum(shard.rows for shard in shards if shard.split == split) for split in SPLITS}
-    _, special = tokenizers_.load(root / TOKENIZER)
-    duplicates = sum(part.n_duplicates for part in parts)
-    files = [shard.name for shard in shards] + [f"{TOKENIZER}/{path.name}" for path in (root / TOKENIZER).iterdir()]
-    return TokenDataset(
-        n_documents=sum(p.n_documents for p in train),
-        n_tokens=sum(p.n_tokens for p in train),
-        n_rows=rows["train"],
-        n_bytes=sum(p.n_bytes for p in train),
-        n_words=sum(part.n_words for part in parts),
-        n_planted=n_planted,
-        n_validation_documents=sum(p.n_documents for p in validation),
-        n_validation_tokens=sum(p.n_tokens for p in validation),
-        n_validation_bytes=sum(p.n_bytes for p in validation),
-        seq_len=config.seq_len,
-        vocab_size=config.vocab_size,
-        special_ids={"bos": special.bos, "eos": special.eos, "pad": special.pad},
-        shards=shards,
-        splits=dict(rows),
-        removed=dict(sorted((read.counts.removed + Counter(exact_duplicate=duplicates)).items())),
-        notes=dict(sorted(read.counts.notes.items())),
-        canaries=CANARIES if config.canaries else None,
-        source=config.source.identity(),
-        digest=tree_digest(root, files),
-    )
-
-
-def _save_hashes(parts: Path, target: Path) -> None:
-    loaded = [np.load(path) for path in sorted(parts.glob("part-*.npy"))]
-    np.save(target, np.unique(np.concatenate(loaded)))
+def _folders(out: Out) -> None:
+    """The folders of a dataset; what an interrupted attempt left in them is used again."""
+    shutil.rmtree(_leftover(out), ignore_errors=True)
+    for folder in (*(out.path / split for split in SPLITS), out.work / "documents", out.work / "signatures", out.work / "hashes"):
+        folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out.path / f".{TOKENIZER}", ignore_errors=True)

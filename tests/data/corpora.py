@@ -44,28 +44,29 @@ def write_texts(folder: Path, paragraphs: list[str], n_files: int = 3, seed: int
 
 def prepare(storage: Path, source: dict[str, Any], **config: Any) -> Artifact[TokenDataset]:
     """Runs the stage through the core, as `fmray run` does."""
-    step = {"stage": "prepare", "source": source, "seq_len": 64, "vocab_size": 400, **config}
+    step = {"stage": "prepare", "source": source, "seq_len": 64, "vocab_size": 400} | config
     (outcome,) = Experiment({"name": "data", "steps": {"corpus": step}}, where="test", storage=str(storage)).run()
     artifact: Artifact[TokenDataset] = outcome.artifact
     return artifact
 
 
-def columns(artifact: Artifact[TokenDataset], split: str, name: str) -> np.ndarray:
-    """A column of all rows of a split, in storage order."""
-    paths = [artifact.path / shard.name for shard in artifact.payload.shards if shard.split == split]
+def columns(artifact: Artifact[TokenDataset], split: str, name: str, source: str | None = None) -> np.ndarray:
+    """A column of all rows of a split (of one source), in storage order."""
+    shards = [s for s in artifact.payload.shards if s.split == split and source in (None, s.source)]
+    paths = [artifact.path / shard.name for shard in shards]
     seq_len = artifact.payload.seq_len
     return np.concatenate(
         [pq.read_table(path)[name].combine_chunks().flatten().to_numpy().reshape(-1, seq_len) for path in paths]
     )
 
 
-def documents(artifact: Artifact[TokenDataset], split: str) -> list[str]:
-    """The texts of a split, put together again from its rows."""
+def documents(artifact: Artifact[TokenDataset], split: str, source: str | None = None) -> list[str]:
+    """The texts of a split (of one source), put together again from its rows."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(artifact.path / "tokenizer" / "tokenizer.json"))
     special = artifact.payload.special_ids
-    ids = columns(artifact, split, "input_ids")[columns(artifact, split, "segment_ids") > 0]
+    ids = columns(artifact, split, "input_ids", source)[columns(artifact, split, "segment_ids", source) > 0]
     starts, ends = np.flatnonzero(ids == special["bos"]), np.flatnonzero(ids == special["eos"])
     assert len(starts) == len(ends)
     assert (starts < ends).all()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmray.core.errors import DataError, RunError
-from fmray.data.flow import each
+from fmray.data.flow import Kept, each
 
 
 def _square(n: int) -> tuple[int, int]:
@@ -38,32 +38,42 @@ def _process(n: int) -> int:
     return os.getpid()
 
 
-def test_every_item_once(ray_session: None) -> None:
-    assert sorted(each(_square, list(range(20)))) == [(n, n * n) for n in range(20)]
-    assert list(each(_square, [])) == []
+def test_every_item_once(ray_session: None, tmp_path: Path) -> None:
+    assert sorted(each(_square, list(range(20)), Kept(tmp_path / "kept"))) == [(n, n * n) for n in range(20)]
+    assert list(each(_square, [], Kept(tmp_path / "none"))) == []
 
 
-def test_small_items_are_not_bundled_into_one_task(ray_session: None) -> None:
-    assert len(set(each(_process, list(range(8))))) > 1
+def test_small_items_are_not_bundled_into_one_task(ray_session: None, tmp_path: Path) -> None:
+    assert len(set(each(_process, list(range(8)), Kept(tmp_path / "kept")))) > 1
 
 
 def test_results_come_as_they_finish(ray_session: None, tmp_path: Path) -> None:
     received = tmp_path / "received"
     seen = {}
-    for n, others_arrived in each(_first_waits, [(n, received) for n in range(3)]):
+    for n, others_arrived in each(_first_waits, [(n, received) for n in range(3)], Kept(tmp_path / "kept")):
         seen[n] = others_arrived
         if n == 1:
             received.touch()
     assert seen[0]
 
 
-def test_an_error_of_ours_arrives_as_itself(ray_session: None) -> None:
+def test_an_error_of_ours_arrives_as_itself(ray_session: None, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
-        list(each(_bad, [1, 2, 3]))
+        list(each(_bad, [1, 2, 3], Kept(tmp_path / "kept")))
     assert (error.value.what, error.value.where, error.value.todo) == ("cannot be read", "file.txt", "mend it")
 
 
-def test_any_other_error_is_named_in_one_line(ray_session: None) -> None:
+def test_any_other_error_is_named_in_one_line(ray_session: None, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="a task over the corpus failed: ZeroDivisionError: division by zero") as error:
-        list(each(_broken, [1, 0]))
+        list(each(_broken, [1, 0], Kept(tmp_path / "kept")))
     assert "\n" not in str(error.value)
+
+
+def test_what_finished_before_is_not_done_again(ray_session: None, tmp_path: Path) -> None:
+    kept: Kept[int] = Kept(tmp_path / "kept")
+    with pytest.raises(DataError):
+        list(each(_bad, [1, 2, 3], kept))
+    for index, result in ((0, 1), (2, 3)):
+        kept.save(index, result * 10)
+    assert sorted(each(_bad, [1, 5, 3], kept)) == [5, 10, 30], "items 0 and 2 come from what was kept"
+    assert kept.load(7) is None

@@ -125,7 +125,7 @@ def test_a_loaded_tokenizer_and_jsonl(dataset: Artifact[TokenDataset], ray_sessi
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(json.dumps({"body": text}) for text in topics()[:300]))
     source = {"type": "jsonl", "path": str(path), "text": "body"}
-    tokenizer = {"path": str(dataset.path / "tokenizer")}
+    tokenizer = {"type": "pretrained", "path": str(dataset.path / "tokenizer")}
     made = prepare(tmp_path / "runs", source, tokenizer=tokenizer, validation_fraction=0.2)
     assert sha256_file(made.path / "tokenizer" / "tokenizer.json") == sha256_file(
         dataset.path / "tokenizer" / "tokenizer.json"
@@ -144,7 +144,8 @@ def test_check_says_what_it_knows_and_no_more() -> None:
     lines = plan(config, {})
     assert lines["rows, tokens"] == "unknown until prepare has run"
     assert lines["vocabulary"].startswith("1,024 ")
-    assert lines["row"] == "128 positions"
+    assert lines["row"] == "128 positions, concatenate"
+    assert lines["corpus"].startswith("read, laid down shuffled")
     assert "1, 4, 16, 64" in lines["canaries"]
 
 
@@ -158,11 +159,11 @@ def check_refused(tmp_path: Path, content: bytes, message: str, **settings: obje
 
 
 def test_an_empty_corpus(ray_session: None, tmp_path: Path) -> None:
-    check_refused(tmp_path, b"\n \n\x00\x07\n", r"holds no document \(removed empty: 1\)")
+    check_refused(tmp_path, b"\n \n\x07\n", r"holds no document \(removed empty: 1\)")
 
 
 def test_bytes_that_are_no_text_are_named_across_ray(ray_session: None, tmp_path: Path) -> None:
-    check_refused(tmp_path, b"fine\n\n\x00\xff", r"x\.txt: is not UTF-8 text at offset 7")
+    check_refused(tmp_path, b"fine\n\n\x00\xff", r"x\.txt: is not text at offset 6 \(null byte\)")
 
 
 def test_a_vocabulary_larger_than_the_data_supports(ray_session: None, tmp_path: Path) -> None:

@@ -1,19 +1,22 @@
-"""The tokenizer: trained or loaded, opened by transformers, blind to special tokens that a text quotes."""
+"""Opening a tokenizer: the ids of its special tokens, and blindness to special tokens that a text quotes."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from fmray.core.errors import ConfigError, DataError
-from fmray.data.tokenizer import BOS, EOS, PAD, SMALLEST, TokenizerFiles, copy, encode, load, train
+from fmray.core.errors import DataError
+from fmray.data.tokenizer import encode, load
+from fmray.data.tokenizers._trained import BOS, EOS, PAD
+from fmray.data.tokenizers.bpe import Bpe
+from fmray.data.tokenizers.pretrained import Pretrained
 from tests.data.corpora import topics
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "trained"
-    train([topics()[:500]], 400, 64, path)
+    Bpe().make([topics()[:500]], 400, 64, path)
     return path
 
 
@@ -27,7 +30,7 @@ def test_auto_tokenizer_opens_it(folder: Path) -> None:
     assert (len(opened), opened.model_max_length) == (400, 64)
     text = "Größe, 数 and\ttabs\n\nof “text” 🙂"
     (ids,) = encode(tokenizer, special, [text])
-    assert opened(text)["input_ids"] == ids[1:-1].tolist()
+    assert opened(text)["input_ids"] == ids[:-1].tolist()
     assert opened.decode(ids, skip_special_tokens=True) == text
 
 
@@ -38,33 +41,8 @@ def test_special_tokens_in_a_text_are_ordinary_text(folder: Path) -> None:
     assert tokenizer.decode(ids[1:-1], skip_special_tokens=False) == f"a {EOS} that is quoted {PAD}{BOS}"
 
 
-def test_training_is_the_same_on_any_number_of_threads(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for parallel in ("true", "false"):
-        monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallel)
-        train([topics()[i : i + 50] for i in range(0, 500, 50)], 400, 64, tmp_path / parallel)
-        assert (tmp_path / parallel / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-
-
-def test_a_vocabulary_larger_than_the_data_supports_says_how_many_it_reached(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"supports a vocabulary of 2[67][0-9], not 5000") as error:
-        train([["the cat sat on the mat", "the cat sat"]], 5000, 64, tmp_path)
-    assert "\n" not in str(error.value)
-    reached = int(str(error.value).split(" of ")[1].split(",")[0])
-    train([["the cat sat on the mat", "the cat sat"]], reached, 64, tmp_path)
-    assert reached > SMALLEST
-
-
-def test_a_loaded_tokenizer_is_copied_and_must_have_the_configured_size(folder: Path, tmp_path: Path) -> None:
-    copy(TokenizerFiles(path=str(folder)), 400, tmp_path / "same")
-    assert (tmp_path / "same" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"vocab_size: is 512, but the tokenizer in .* has 400; set vocab_size: 400"):
-        copy(TokenizerFiles(path=str(folder)), 512, tmp_path / "other")
-
-
 def altered(folder: Path, target: Path, **names: object) -> Path:
-    copy(TokenizerFiles(path=str(folder)), 400, target)
+    Pretrained(path=str(folder)).make([], 400, 64, target)
     config = json.loads((target / "tokenizer_config.json").read_text()) | names
     (target / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     return target
@@ -81,9 +59,9 @@ def test_missing_special_tokens_are_taken_from_the_others_or_refused(folder: Pat
 def test_a_directory_that_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(DataError, match=r"has no tokenizer\.json; it holds: model\.safetensors"):
-        TokenizerFiles(path=str(tmp_path)).identity()
+        Pretrained(path=str(tmp_path)).identity()
     with pytest.raises(DataError, match="it holds: nothing"):
-        TokenizerFiles(path=str(tmp_path / "nowhere")).files()
+        Pretrained(path=str(tmp_path / "nowhere")).files()
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be opened as a tokenizer"):
         load(tmp_path)

@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from fmray.core.artifact import tree_digest
 from fmray.core.errors import ConfigError, DataError
-from fmray.data.tokenizer import load, vocabulary_size
+from fmray.data.tokenizer import FILE, load, vocabulary_size
 from fmray.data.tokenizers import TokenizerModel
 
-FILE = "tokenizer.json"
 OPTIONAL = (
     "tokenizer_config.json",
     "special_tokens_map.json",
