@@ -9,6 +9,7 @@ Legend: N documents with words (distinct keys), K entries of a signature, P pair
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,11 +70,16 @@ class NearDuplicates(Config):
         return np.concatenate(parts) if parts else np.empty((0, self.n_perm), np.uint16)
 
     def _signatures(self, texts: Sequence[str]) -> U16:
-        from rensa import RMinHash
-
         hash_G, offsets = shingles(words(texts), self.shingle)
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(hash_G, offsets, self.n_perm, 0)
-        return np.array(matrix.to_rows(), np.uint32).astype(np.uint16).reshape(len(texts), self.n_perm)
+        return minhash(hash_G, offsets, self.n_perm).astype(np.uint16)
+
+
+def minhash(hash_G: U64, offsets: U64, n_perm: int) -> U32:
+    """MinHash signatures, [sets, n_perm], of sets that lie end to end, set i from `offsets[i]` to `offsets[i + 1]`."""
+    from rensa import RMinHash
+
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hash_G, offsets, n_perm, 0)
+    return np.array(matrix.to_rows(), np.uint32).reshape(len(offsets) - 1, n_perm)
 
 
 def shingles(found: Words, n: int) -> tuple[U64, U64]:
@@ -186,7 +192,7 @@ def _connect(parent_N: U32, one_P: I64, other_P: I64, store: _Store, row_N: U32,
     equal = store.signatures(row_N[one_P]) == store.signatures(row_N[other_P])
     alike = np.count_nonzero(equal, axis=1) >= threshold * store.config.n_perm
     for one, other in zip(one_P[alike].tolist(), other_P[alike].tolist(), strict=True):
-        a, b = _root(parent_N, one), _root(parent_N, other)
+        a, b = root(parent_N, one), root(parent_N, other)
         if a != b:
             parent_N[max(a, b)] = min(a, b)
 
@@ -200,8 +206,9 @@ def _roots(parent_N: U32, at_P: I64) -> U32:
     return root_P
 
 
-def _root(parent_N: U32, at: int) -> int:
-    while parent_N[at] != at:
-        parent_N[at] = parent_N[parent_N[at]]
-        at = int(parent_N[at])
+def root(parent: NDArray[Any], at: int) -> int:
+    """The root of one member of a union-find forest; shortens the way there."""
+    while parent[at] != at:
+        parent[at] = parent[parent[at]]
+        at = int(parent[at])
     return at

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fmray.data.near_duplicates import minhash, root
 from fmray.data.text import normalise
 
 THRESHOLD = 0.7
@@ -29,10 +30,10 @@ def near_duplicate_groups(texts: Sequence[str], threshold: float = THRESHOLD) ->
     for bucket in _candidates(shingles):
         for at, one in enumerate(bucket):
             for other in bucket[:at]:
-                a, b = _root(parent, one), _root(parent, other)
+                a, b = root(parent, one), root(parent, other)
                 if a != b and jaccard(shingles[one], shingles[other]) >= threshold:
                     parent[max(a, b)] = min(a, b)
-    return np.array([_root(parent, i) for i in range(len(texts))], np.int64)
+    return np.array([root(parent, i) for i in range(len(texts))], np.int64)
 
 
 def jaccard(a: frozenset[int], b: frozenset[int]) -> float:
@@ -52,24 +53,14 @@ def _number(shingle: str) -> int:
 
 def _candidates(shingles: Sequence[frozenset[int]]) -> Iterable[list[int]]:
     """Lists of texts whose MinHash signatures agree in a whole band."""
-    from rensa import RMinHash
-
     if not shingles:
         return
-    signatures = RMinHash.digest_matrix_from_token_hash_sets(
-        [sorted(s) for s in shingles], N_BANDS * BAND_ROWS, 0
-    ).to_rows()
-    bands = np.array(signatures, np.uint32).reshape(len(shingles), N_BANDS, BAND_ROWS)
+    hashes = np.fromiter(itertools.chain.from_iterable(shingles), np.uint64)
+    offsets = np.cumsum([0, *map(len, shingles)]).astype(np.uint64)
+    bands = minhash(hashes, offsets, N_BANDS * BAND_ROWS).reshape(len(shingles), N_BANDS, BAND_ROWS)
     for band in range(N_BANDS):
         _, bucket_of = np.unique(bands[:, band], axis=0, return_inverse=True)
         order = np.argsort(bucket_of, kind="stable")
         for bucket in np.split(order, np.flatnonzero(np.diff(bucket_of[order])) + 1):
             if len(bucket) > 1:
                 yield bucket.tolist()
-
-
-def _root(parent: NDArray[np.int64], at: int) -> int:
-    while parent[at] != at:
-        parent[at] = parent[parent[at]]
-        at = int(parent[at])
-    return at
