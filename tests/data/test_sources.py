@@ -271,13 +271,3 @@ def test_bad_configs_are_one_line(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         source(**fields)
     one_line(error)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "x.txt"
-    path.write_text("secret")
-    path.chmod(0)
-    with pytest.raises(DataError, match="cannot be read") as error:
-        source(type="text", path=str(tmp_path)).identity()
-    assert str(path) in one_line(error)

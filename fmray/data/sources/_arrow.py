@@ -32,7 +32,9 @@ def refuse_extensions(schema: bytes, place: str) -> None:
         DataError: the schema has one.
     """
     if _EXTENSION in schema:
-        raise DataError("has columns of an Arrow extension type, which may run code when it is read", where=place, todo="write it again with plain columns")
+        raise DataError(
+            "has columns of an Arrow extension type, which may run code when it is read", where=place, todo="write it again with plain columns"
+        )
 
 
 def refuse_parquet_extensions(raw: IO[bytes], place: str) -> None:
@@ -96,7 +98,8 @@ def need_columns(schema: "pa.Schema", columns: Sequence[str], place: str) -> lis
     for column in columns:
         top = column if column in schema.names else column.split(".")[0]
         if top not in schema.names:
-            raise DataError(f"has no column '{column}'; it has: {', '.join(schema.names) or 'none'}", where=place, todo="set source.text, source.id and source.columns")
+            has = ", ".join(schema.names) or "none"
+            raise DataError(f"has no column '{column}'; it has: {has}", where=place, todo="set the source's names of columns")
         if top not in wanted:
             wanted.append(top)
     return wanted

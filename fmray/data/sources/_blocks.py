@@ -77,7 +77,8 @@ def blocks(read: Callable[[int], bytes], start: int, boundary: Boundary, limit: 
 
 def too_large(place: str, offset: int, limit: int) -> DataError:
     """The error of a document beyond the limit."""
-    return DataError(f"has a document of more than {limit / 1e6:g} MB at offset {offset}", where=place, todo="raise source.max_document_mb if it is meant")
+    what = f"has a document of more than {limit / 1e6:g} MB at offset {offset}"
+    return DataError(what, where=place, todo="raise source.max_document_mb if it is meant")
 
 
 def lines_in(block: bytes) -> Iterator[tuple[int, bytes]]:

@@ -68,6 +68,21 @@ class Decoder:
     encoding: str
     notes: Counter[str]
 
+    @property
+    def is_utf8(self) -> bool:
+        """Whether the file is read as UTF-8."""
+        return self.encoding in ("utf-8", "utf-8-sig")
+
+    def is_sound(self, block: bytes) -> bool:
+        """Whether all of a block is UTF-8 text, so that its pieces can be decoded without a look at each."""
+        if not self.is_utf8 or b"\0" in block:
+            return False
+        try:
+            block.decode()
+        except UnicodeDecodeError:
+            return False
+        return True
+
     def __call__(self, raw: bytes, offset: int) -> str:
         """The text of bytes that stand at `offset` in the uncompressed file.
 
@@ -76,7 +91,7 @@ class Decoder:
         """
         if (at := raw.find(b"\0")) >= 0:
             raise DataError(f"is not text at offset {offset + at} (null byte)", where=self.place)
-        if self.encoding in ("utf-8", "utf-8-sig"):
+        if self.is_utf8:
             try:
                 return raw.decode()
             except UnicodeDecodeError as error:
@@ -88,7 +103,7 @@ class Decoder:
             text = raw.decode(encoding or "utf-8")
         except UnicodeDecodeError as error:
             first = first or error.start
-            tried = "UTF-8 text, nor cp1252 or GB18030," if self.encoding.startswith("utf-8") else f"{self.encoding} text"
+            tried = "UTF-8 text, nor cp1252 or GB18030," if self.is_utf8 else f"{self.encoding} text"
             raise DataError(
                 f"is not {tried} at offset {offset + first} (byte 0x{raw[first]:02x})", where=self.place, todo="name its encoding in source.encoding"
             ) from None

@@ -34,7 +34,9 @@ class Fields:
         Raises:
             DataError: a field is missing (those present are named), or is no text.
         """
-        name, text = self._text(record, where)
+        name, text = self.text[0], record.get(self.text[0])
+        if not isinstance(text, str):
+            name, text = self._text(record, where)
         if self.id is None:
             key = place
         else:
@@ -42,7 +44,10 @@ class Fields:
             if found is None:
                 raise _missing(self.id, record, where)
             key = str(found)
-        return {**{k: v for k, v in record.items() if k != name}, "text": text, "id": key}
+        document = {**record, "text": text, "id": key}
+        if name != "text" and name in record:
+            del document[name]
+        return document
 
     def _text(self, record: Mapping[str, Any], where: str) -> tuple[str, str]:
         for name in self.text:

@@ -58,7 +58,8 @@ def _cut(file: File, size: int) -> list[tuple[Groups, int]]:
         return [(Groups(file), file.size)]
     with ExitStack() as stack, arrow_errors(file.place, FOOTER):
         metadata = _opened(file, stack).metadata
-        sizes = [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in map(metadata.row_group, range(metadata.num_row_groups))]
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        sizes = [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
     pieces: list[tuple[Groups, int]] = []
     first, held = 0, 0
     for number, group_size in enumerate(sizes):

@@ -176,9 +176,13 @@ def documents_in(
     """The decoded documents of a stream, each with its offset; those that are too large or no text go to `bad`."""
     decode, place = stream.decode, stream.span.file.place
     for start, block in stream.blocks(boundary, limit, bad):
+        sound = decode.is_sound(block)
         for at, raw in pieces(block):
             if len(raw) > limit:
                 bad(too_large(place, start + at, limit))
+                continue
+            if sound:
+                yield start + at, raw.decode()
                 continue
             try:
                 text = decode(raw, start + at)

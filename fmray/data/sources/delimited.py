@@ -77,7 +77,8 @@ class Table:
                     return
                 except csv.Error as error:
                     kind = "TSV" if delimiter == "\t" else "CSV"
-                    bad(DataError(f"line {rows.line_num} is not {kind} ({error})", where=file.place))
+                    todo = "set source.quoting to false if quotes are letters in it" if kind == "TSV" else ""
+                    bad(DataError(f"line {rows.line_num} is not {kind} ({error})", where=file.place, todo=todo))
                     continue
                 if not row or (len(row) == 1 and not row[0].strip()):
                     continue
@@ -106,9 +107,8 @@ class Table:
 def _lines(stream: TextStream, limit: int, bad: Bad) -> Iterator[str]:
     """The decoded lines with their ends; a line that is no text is left empty, so that later lines keep their numbers."""
     for start, block in stream.blocks(LINE, limit, bad):
-        text = _utf8(block) if stream.decode.encoding.startswith("utf-8") else None
-        if text is not None:
-            yield from io.StringIO(text, newline="")
+        if stream.decode.is_sound(block):
+            yield from io.StringIO(block.decode(), newline="")
             continue
         at = start
         for line in block.splitlines(keepends=True):
@@ -119,9 +119,3 @@ def _lines(stream: TextStream, limit: int, bad: Bad) -> Iterator[str]:
                 yield EMPTY
             at += len(line)
 
-
-def _utf8(block: bytes) -> str | None:
-    try:
-        return None if b"\0" in block else block.decode()
-    except UnicodeDecodeError:
-        return None

@@ -77,7 +77,8 @@ class Records:
                     header, _, body = record[not at :].partition(b"\n")
                     yield line, header, body
                 elif record.strip():
-                    bad(DataError(f"does not begin with '>' at offset {start}, line {line + _lines_before(stream.span)}", where=place, todo="check that it is FASTA"))
+                    what = f"does not begin with '>' at offset {start}, line {line + _lines_before(stream.span)}"
+                    bad(DataError(what, where=place, todo="check that it is FASTA"))
                 line += record.count(b"\n") + 1
                 at += len(record) + 2
             line -= block.endswith(b"\n")
@@ -114,9 +115,8 @@ class Records:
         if illegal := sequence.translate(None, LETTERS[self.alphabet]):
             letter = chr(illegal[0])
             at = line + 1 + _line_of(illegal[:1], body)
-            raise DataError(
-                f"record '{name}' has the letter {letter!r} in line {at}, which is none of {self.alphabet}", where=file.place, todo="check source.alphabet"
-            )
+            what = f"record '{name}' has the letter {letter!r} in line {at}, which is none of {self.alphabet}"
+            raise DataError(what, where=file.place, todo="check source.alphabet")
         return {"text": sequence.decode("ascii"), "id": name, "description": rest.strip()}
 
 
