@@ -140,6 +140,9 @@ def test_dotted_fields_go_into_records_and_lists(tmp_path: Path) -> None:
     (document,) = read(source(type="jsonl", path=str(tmp_path), text="messages.content", id="meta.key"))[0]
     assert (document["text"], document["id"]) == ("hello\nworld", "7")
     assert texts(source(type="jsonl", path=str(tmp_path), text="a.b")) == ["x"]
+    nested = {"data": [{"paragraphs": [{"context": "one"}, {"context": "two"}]}, {"paragraphs": [{"context": "three"}]}]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(nested))
+    assert texts(source(type="jsonl", path=str(tmp_path), text="data.paragraphs.context")) == ["one\ntwo\nthree"]
 
 
 json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3), max_leaves=5)

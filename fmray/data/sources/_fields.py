@@ -16,8 +16,8 @@ class Fields:
 
     Attributes:
         text: names of fields, the first of which that a record has holds its text. A dotted name goes into nested records
-            (`body.text`), and through lists of them (`messages.content`). The items of a list of texts are put together with
-            newlines between them.
+            (`body.text`), and through lists of them (`messages.content`, `data.paragraphs.context`). The items of a list of texts, or
+            of lists of them, are put together with newlines between them.
         id: the field of the id; None: the place in the file.
     """
 
@@ -74,10 +74,17 @@ def _value(record: Any, name: str) -> Any:
 
 
 def _joined(value: Any, name: str, where: str) -> str:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return JOIN.join(value)
-    inner = f" of {type(next(i for i in value if not isinstance(i, str))).__name__}" if isinstance(value, list) else ""
-    raise DataError(f"field '{name}' is {type(value).__name__}{inner}, not text", where=where)
+    pending, texts = [value], list[str]()
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            texts.append(item)
+        elif isinstance(item, list):
+            pending.extend(reversed(item))
+        else:
+            within = f"{type(value).__name__} of " if item is not value else ""
+            raise DataError(f"field '{name}' is {within}{type(item).__name__}, not text", where=where)
+    return JOIN.join(texts)
 
 
 def _missing(field: str, record: Mapping[str, Any], where: str) -> DataError:
