@@ -198,7 +198,7 @@ def short_figure(step: StepView) -> str:
         return step.state
     figures = dict(key_figures(step.record))
     if step.kind == "token_dataset":
-        return f"{figures['words']} words"
+        return f"{figures['words']} words" if "words" in figures else f"{figures['images']} images"
     if step.kind == "checkpoint":
         return f"score {figures['best score']}" if "best score" in figures else f"{figures['parameters']} params"
     if step.kind == "decision":

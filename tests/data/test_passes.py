@@ -12,7 +12,15 @@ import pytest
 from fmray.core.artifact import Artifact, load
 from fmray.core.errors import ConfigError, DataError
 from fmray.data.dataset import TokenDataset
-from fmray.data.documents import COPY_STEP, Place, documents_between, documents_table, first_of_each, key_ranges, lay_down
+from fmray.data.documents import (
+    COPY_STEP,
+    Place,
+    documents_between,
+    documents_table,
+    first_of_each,
+    key_ranges,
+    lay_down,
+)
 from fmray.data.ingest import text_hashes
 from fmray.data.shards import words_in
 from fmray.data.shares import repeats
@@ -112,7 +120,7 @@ def test_near_duplicates_go_across_files(ray_session: None, tmp_path: Path) -> N
     near = {"exact": True, "near": {"threshold": 0.7}}
     made = prepare(tmp_path / "runs", source, deduplicate=near, validation_fraction=0.2, vocab_size=300)
     kept = [*documents(made, "train"), *documents(made, "validation")]
-    distinct = {text for text in long}
+    distinct = set(long)
     assert made.payload.removed["near_duplicate"] == pytest.approx(len(distinct), abs=3)
     assert len(kept) == pytest.approx(len(distinct), abs=3)
 
