@@ -12,7 +12,7 @@ from fmray.data.sources import Counts, OnError
 from fmray.data.sources._blocks import Boundary, blocks, next_boundary, too_large
 from fmray.data.sources._encoding import HEAD, Decoder, detect, is_bytewise
 from fmray.data.sources._files import Bad, FileSource, Part, Reader, grouped, part_bytes
-from fmray.data.sources._store import File, open_file, unreadable
+from fmray.data.sources._store import READ_AHEAD, File, open_file, unreadable
 from fmray.data.sources._streams import Stream, is_compressed
 
 
@@ -82,12 +82,12 @@ def spans(files: Sequence[File], boundary: Boundary, size: int, on_error: OnErro
 def _cut(file: File, boundary: Boundary, size: int, encoding: str | None) -> list[Span]:
     if file.size <= size or is_compressed(file):
         return [Span(file)]
-    with open_file(file) as stream:
+    with open_file(file, ahead=HEAD) as stream:
         if not is_bytewise(encoding or detect(stream.read(HEAD))):
             return [Span(file)]
     cuts = [0]
     while cuts[-1] + size < file.size:
-        with open_file(file, cuts[-1] + size) as stream:
+        with open_file(file, cuts[-1] + size, ahead=HEAD) as stream:
             at = cuts[-1] + size + next_boundary(stream.read, boundary)
         if at >= file.size:
             break
@@ -107,9 +107,11 @@ class TextStream:
     def __init__(self, span: Span, encoding: str | None, counts: Counts) -> None:
         self.span = span
         if span.start and encoding is None:
-            with Stream(span.file) as beginning:
+            with Stream(span.file, ahead=HEAD) as beginning:
                 encoding = detect(beginning.read(HEAD))
-        self._stream = Stream(span.file, span.start)
+        # Not beyond the span's end: what lies there is another task's to fetch.
+        ahead = READ_AHEAD if span.end is None else min(READ_AHEAD, max(HEAD, span.end - span.start))
+        self._stream = Stream(span.file, span.start, ahead)
         self._head = b"" if encoding else self._stream.read(HEAD)
         found = encoding or detect(self._head)
         self.offset = span.start

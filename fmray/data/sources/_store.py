@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 CONNECT_S, STALL_S, ATTEMPTS = 5, 30, 4
 """A store that cannot be reached is an error after a few short attempts, not after minutes."""
-READ_AHEAD = 4 * 1024**2
+READ_AHEAD = 8 * 1024**2
+"""A request to a store takes long before its first byte comes, so that few large ones are made."""
 
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -192,8 +193,12 @@ def _object_store(
     )
 
 
-def open_file(file: File, start: int = 0, *, seekable: bool = False) -> IO[bytes]:
-    """The file's bytes as they lie there, from `start` on; `seekable` where they are not read one after the other.
+def open_file(file: File, start: int = 0, *, seekable: bool = False, ahead: int = READ_AHEAD) -> IO[bytes]:
+    """The file's bytes as they lie there, from `start` on.
+
+    Args:
+        seekable: they are not read one after the other; a store is then asked for just what is read.
+        ahead: so many bytes are fetched from a store at once.
 
     Raises:
         OSError: it cannot be opened.
@@ -202,12 +207,14 @@ def open_file(file: File, start: int = 0, *, seekable: bool = False) -> IO[bytes
         stream: IO[bytes] = open(file.place, "rb")  # noqa: SIM115  the caller closes it
         stream.seek(start)
         return stream
+    import pyarrow as pa
+
     store, key = filesystem(file.place)
     if not (start or seekable):
-        return cast(IO[bytes], store.open_input_stream(key, compression=None, buffer_size=READ_AHEAD))
+        return cast(IO[bytes], store.open_input_stream(key, compression=None, buffer_size=ahead))
     opened = store.open_input_file(key)
     opened.seek(start)
-    return cast(IO[bytes], opened)
+    return cast(IO[bytes], opened if seekable else pa.BufferedInputStream(opened, ahead))
 
 
 def content_tag(file: File) -> str | None:

@@ -12,7 +12,7 @@ from typing import IO, Self, cast
 
 from fmray.core.errors import DataError
 from fmray.data.sources._files import COMPRESSED
-from fmray.data.sources._store import File, open_file, unreadable
+from fmray.data.sources._store import READ_AHEAD, File, open_file, unreadable
 
 STEP = 64 * 1024
 _DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)
@@ -32,12 +32,12 @@ class Stream:
         DataError: the file cannot be opened or read, or its compressed data are damaged or cut off.
     """
 
-    def __init__(self, file: File, start: int = 0) -> None:
+    def __init__(self, file: File, start: int = 0, ahead: int = READ_AHEAD) -> None:
         self.file, self.offset = file, start
         self._failed: DataError | None = None
         with ExitStack() as stack:
             try:
-                raw = stack.enter_context(open_file(file, start))
+                raw = stack.enter_context(open_file(file, start, ahead=ahead))
                 self._read = self._decompressed(raw, stack)
             except OSError as error:
                 raise unreadable(file.place, error) from None
