@@ -89,7 +89,7 @@ def _check_init(init: Artifact[Checkpoint], dataset: Artifact[TokenDataset], whe
         raise ConfigError(f"rows of {dataset.payload.seq_len} positions are longer than the {positions} of {init.name}", where=where, todo="lower seq_len of the dataset")
     theirs, ours = (_vocabulary(folder) for folder in (init.path, dataset.path / "tokenizer"))
     if dataset.payload.vocab_size > init.payload.vocab_size or theirs != ours:
-        raise ConfigError(f"{dataset.name} was tokenized with another vocabulary than that of {init.name}", where=where, todo=f"prepare it with tokenizer: {{path: {init.path}}}")
+        raise ConfigError(f"{dataset.name} was tokenized with another vocabulary than that of {init.name}", where=where, todo=f"prepare it with tokenizer: {{type: pretrained, path: {init.path}}}")
 
 
 def _vocabulary(folder: Path) -> object:
