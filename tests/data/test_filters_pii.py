@@ -149,6 +149,7 @@ def test_hostile_text_takes_linear_time(piece: str) -> None:
     assert time.process_time() - started < 4.0
 
 
+@pytest.mark.slow  # importing it takes seconds
 def test_presidio_finds_what_has_a_checksum_and_needs_no_network() -> None:
     pytest.importorskip("presidio_analyzer")
     text = "Write to ann.lee@example.com, pay with 4111 1111 1111 1111 from DE89370400440532013000, at 8.8.8.8."

@@ -3,6 +3,7 @@
 import itertools
 import random
 import tracemalloc
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ def similarity(one: str, other: str) -> float:
     return len(a & b) / max(1, len(a | b))
 
 
+@cache
 def planted() -> tuple[list[str], NDArray[np.float64]]:
     """Docstrings of the standard library, each followed by a copy with words replaced, and the pairs' exact similarities.
 
