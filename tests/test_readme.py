@@ -1,16 +1,20 @@
 """The README holds: its commands, its example of an objective, its files."""
 
+import mailbox
 import re
 from pathlib import Path
 
 import pytest
 
 import fmray
+from fmray.core.artifact import load
+from fmray.data.dataset import TokenDataset
 from tests.e2e.driver import QUICKSTART, ROOT, SHRUNK
 from tests.e2e.driver import fmray as run_fmray
 
 README = (ROOT / "README.md").read_text()
-PLUGIN = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "label_smoothing.py" in block)
+PLUGINS = {block.split(":")[0].removeprefix('"""'): block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)}
+PLUGIN = PLUGINS["label_smoothing.py"]
 
 
 def test_the_first_command_stands_within_20_lines_and_the_test_command_is_what_ci_runs() -> None:
@@ -47,3 +51,24 @@ def test_the_objective_of_the_readme_is_accepted_and_enters_the_fingerprint(expe
 def test_the_objective_of_the_readme_trains_on_two_workers(experiment: Path) -> None:
     done = run_fmray("run", str(experiment), "base", *SHRUNK, cwd=experiment.parent)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_source_and_the_filter_of_the_readme_prepare_a_mail_box(tmp_path: Path) -> None:
+    for name in ("mbox.py", "shouting.py"):
+        (tmp_path / name).write_text(PLUGINS[name])
+    box = mailbox.mbox(tmp_path / "list.mbox")
+    for number in range(400):
+        message = mailbox.mboxMessage()
+        message["Message-ID"] = f"<{number}@list>"
+        text = f"Dear list, this is message number {number} about the weather of day {number * 7}."
+        message.set_payload(text.upper() if number % 20 == 0 else text)
+        box.add(message)
+    box.close()
+    step = "{stage: prepare, source: {type: mbox, path: list.mbox}, filters: [{type: shouting}], seq_len: 32, vocab_size: 300, validation_fraction: 0.2}"
+    (tmp_path / "mail.yaml").write_text(f"name: mail\nplugins: [mbox.py, shouting.py]\nsteps:\n  corpus: {step}\n")
+    done = run_fmray("run", "mail.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    payload = load(tmp_path / "runs" / "mail" / "corpus", TokenDataset).payload
+    assert payload.removed == {"shouting/capitals": 20}
+    assert payload.n_documents + payload.n_validation_documents == 380

@@ -33,7 +33,7 @@ from fmray.data.tokenizers import TokenizerModel
 from fmray.data.watch import MB, Watch, check_documents, n_shards, readings
 from fmray.data.writing import Layout
 
-RATE_BYTES = 500_000
+RATE_BYTES = 4_000_000
 """How much of each source is tokenized to learn its tokens a byte."""
 
 
