@@ -251,7 +251,7 @@ def _payload(config: Any, layout: ImageLayout, read: Ingested, made: list[ImageP
         ),
         removed=dict(sorted(removed.items())),
         notes=dict(sorted(read.counts.notes.items())),
-        skipped=tuple(read.counts.bad),
+        skipped=tuple(sorted(read.counts.bad)),
         n_skipped=read.counts.n_bad,
         canaries=None,
         source=config.source.identity(),

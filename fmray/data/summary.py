@@ -129,7 +129,7 @@ def _payload(passes: Passes, made: Made, removed: Counter[str], source: dict[str
         removed=dict(sorted(removed.items())),
         notes=dict(sorted((name, n) for name, n in notes.items() if not name.startswith(LANGUAGE))),
         languages={name.removeprefix(LANGUAGE): n for name, n in sorted(notes.items()) if name.startswith(LANGUAGE)},
-        skipped=tuple(made.read.counts.bad),
+        skipped=tuple(sorted(made.read.counts.bad)),
         n_skipped=made.read.counts.n_bad,
         tokenizer={"type": str(passes.tokenizer.type), **sampled},  # type: ignore[attr-defined]
         canaries=CANARIES if passes.canaries else None,
