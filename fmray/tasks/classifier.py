@@ -65,6 +65,8 @@ class Classifier:
         from transformers import AutoModelForSequenceClassification
 
         config, tokenizer = _open(path)
+        # What was tuned is asked as its own tokenizer frames a text; what starts here is framed as it was pretrained.
+        _frame_as_in_pretraining(tokenizer)
         if type(config) not in AutoModelForSequenceClassification._model_mapping:
             raise ArtifactError(f"the architecture '{config.model_type}' has no sequence classification head", where=str(path))
         config.num_labels = len(labels)
@@ -158,7 +160,6 @@ def _open(path: Path) -> tuple[Any, Any]:
         if tokenizer.eos_token is None:
             raise ArtifactError("its tokenizer has neither a padding nor an end token, so rows cannot be batched", where=str(path))
         tokenizer.pad_token = tokenizer.eos_token
-    _frame_as_in_pretraining(tokenizer)
     return config, tokenizer
 
 
