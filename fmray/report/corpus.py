@@ -96,6 +96,22 @@ def _symbol(character: str) -> str:
     return "\ufffd" if character in _REORDERING or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") else character
 
 
+def origin(source: Mapping[str, Any]) -> str:
+    """Where documents came from, in words: the kind of each source, how many files it has, and what else identifies it."""
+    if isinstance(parts := source.get("sources"), Mapping):
+        return "; ".join(f"{name}: {origin(part['source'])}" for name, part in parts.items())
+    files = source.get("files")
+    said = [f"{files['n_files']:,} files", f"sha256 {_short(files['sha256'])}"] if isinstance(files, Mapping) and {"n_files", "sha256"} <= set(files) else []
+    others = (f"{key} {_short(value)}" for key, value in source.items() if key not in ("type", "files") and not isinstance(value, Mapping) and value is not None)
+    return ", ".join([str(source.get("type", "unknown")), *said, *others])
+
+
+def _short(value: Any) -> str:
+    """A value of a source; of a digest only as much as tells it apart."""
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f"{text[:12]}…" if len(text) == 64 and text.isalnum() else text
+
+
 def is_image(data: Mapping[str, Any]) -> bool:
     """Whether a dataset's payload is of images."""
     return data.get("modality") == "image"

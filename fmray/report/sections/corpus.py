@@ -1,7 +1,6 @@
 """What the model was trained on: size, splits, mixture, what was removed by which rule, and what rows look like."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fmray.report.charts import Row, rows_chart
 from fmray.report.corpus import (
@@ -15,6 +14,7 @@ from fmray.report.corpus import (
     lengths,
     mixture,
     n_kept,
+    origin,
     sample_rows,
 )
 from fmray.report.markup import Markup, el, table
@@ -32,8 +32,7 @@ def section(run: RunView) -> Card | None:
 
 def _dataset(step: StepView) -> Markup:
     data = step.payload
-    source = data.get("source") or {}
-    pairs = [("source", ", ".join(f"{key} {_short(value)}" for key, value in source.items()) or "unknown"), *known(data)]
+    pairs = [("source", origin(data.get("source") or {})), *known(data)]
     languages = falling(data.get("languages") or {})
     spread = lengths(data)
     done, figures = bias_rows(step.path)
@@ -46,12 +45,6 @@ def _dataset(step: StepView) -> Markup:
         table(BIAS_HEAD, figures, caption=f"Bias of the training split ({done})", numeric=range(1, 3)) if figures else None,
         _samples(sample_rows(step.path)),
     )
-
-
-def _short(value: Any) -> str:
-    """A value of a source; of a digest only as much as tells it apart."""
-    text = str(value)
-    return f"{text[:12]}…" if len(text) == 64 and text.isalnum() else text
 
 
 def _removed(removed: Mapping[str, int], kept: int) -> Markup:
