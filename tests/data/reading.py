@@ -43,7 +43,7 @@ def one_line(error: "pytest.ExceptionInfo[FmrayError]") -> str:
     return str(error.value)
 
 
-def refused(made: Source, *parts: str) -> str:
+def assert_refused(made: Source, *parts: str) -> str:
     """The one line with which reading stops under `fail`; it holds all the parts."""
     with pytest.raises(FmrayError) as error:
         read(made)

@@ -15,7 +15,7 @@ import zstandard
 
 from fmray.core.errors import ConfigError, DataError
 from fmray.data.sources import LISTED_BAD, Counts
-from tests.data.reading import one_line, read, refused, skipped, source
+from tests.data.reading import assert_refused, one_line, read, skipped, source
 
 RANDOM = random.Random(0)
 NOISE = "\n\n".join(RANDOM.randbytes(30).hex() for _ in range(20_000)).encode()
@@ -33,7 +33,7 @@ def test_damaged_compressed_files(tmp_path: Path, ending: str, damage: str) -> N
     (tmp_path / f"a.txt.{ending}").write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"none of it")
     (tmp_path / "b.txt").write_text("good")
     made = source(type="text", path=str(tmp_path))
-    line = refused(made, f"a.txt.{ending}", f"is not whole {NAMES[ending]} data", "bytes of text)")
+    line = assert_refused(made, f"a.txt.{ending}", f"is not whole {NAMES[ending]} data", "bytes of text)")
     documents = skipped(made, f"a.txt.{ending}", NAMES[ending])
     assert documents[-1]["text"] == "good"
     # What stands in front of the place where it breaks off is read, but for a block that the decompressor still held.
@@ -50,7 +50,7 @@ def test_compressed_files_with_a_byte_changed(tmp_path: Path, ending: str) -> No
     (tmp_path / f"a.txt.{ending}").write_bytes(whole)
     (tmp_path / "b.txt").write_text("good")
     made = source(type="text", path=str(tmp_path))
-    refused(made, f"a.txt.{ending}")
+    assert_refused(made, f"a.txt.{ending}")
     documents, counts = read(source(type="text", path=str(tmp_path), on_error="skip"))
     assert documents[-1]["text"] == "good"
     assert any(f"is not whole {NAMES[ending]} data" in line for line in counts.bad)
@@ -67,13 +67,13 @@ def test_empty_files_and_files_of_blank_lines_hold_no_documents(tmp_path: Path) 
 
 def test_a_file_of_nothing_is_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"")
-    refused(source(type="parquet", path=str(tmp_path)), "x.parquet", "no whole Parquet file")
+    assert_refused(source(type="parquet", path=str(tmp_path)), "x.parquet", "no whole Parquet file")
 
 
 @pytest.mark.parametrize("pattern", ["*.nothing", "no/such/folder/*.txt", "**/*.xyz", "[a-b]*.txt"])
 def test_a_glob_that_matches_nothing(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "x.txt").write_text("text")
-    refused(source(type="text", path=str(tmp_path / pattern)), str(tmp_path), "matches no file")
+    assert_refused(source(type="text", path=str(tmp_path / pattern)), str(tmp_path), "matches no file")
 
 
 def unreadable(path: Path) -> str:
@@ -92,7 +92,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, kind: str) -> None:
     reason = unreadable(tmp_path / f"a.{ending}")
     fields = {"type": kind, "path": str(tmp_path), **({"alphabet": "dna"} if kind == "fasta" else {})}
     made = source(**fields)
-    refused(made, f"a.{ending}", "cannot be read", reason)
+    assert_refused(made, f"a.{ending}", "cannot be read", reason)
     assert skipped(made, f"a.{ending}", reason) == []
     with pytest.raises(DataError, match="cannot be read"):
         made.identity()
@@ -102,7 +102,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, kind: str) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
 def test_a_folder_that_may_not_be_listed(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
-    refused(source(type="text", path=str(tmp_path)), "closed", "Permission denied")
+    assert_refused(source(type="text", path=str(tmp_path)), "closed", "Permission denied")
 
 
 def test_a_file_that_vanishes_between_listing_and_reading(tmp_path: Path) -> None:
@@ -128,21 +128,21 @@ def test_a_file_that_vanishes_between_listing_and_reading(tmp_path: Path) -> Non
 def test_bytes_that_are_no_text_are_left_out_alone(tmp_path: Path, bad: bytes) -> None:
     (tmp_path / "x.txt").write_bytes("eins\n\nzwölf\n\n".encode() + bad + b"\n\nthree\n")
     made = source(type="text", path=str(tmp_path))
-    refused(made, "x.txt", "is not", "at offset")
+    assert_refused(made, "x.txt", "is not", "at offset")
     assert [d["text"] for d in skipped(made, "x.txt", "at offset")] == ["eins", "zwölf", "three"]
     (tmp_path / "x.csv").write_bytes("text,n\neins,1\nzwölf,2\n".encode() + bad + b",3\nlast,4\n")
     made = source(type="csv", path=str(tmp_path))
-    refused(made, "x.csv", "at offset")
+    assert_refused(made, "x.csv", "at offset")
     assert [d["id"] for d in skipped(made, "x.csv", "at offset")] == ["x.csv:2", "x.csv:3", "x.csv:5"]
 
 
 def test_a_tar_file_named_txt_and_utf16_without_a_mark(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"member\0\0\0\0ustar" + os.urandom(2000))
-    refused(source(type="text", path=str(tmp_path), documents="file"), "x.txt", "offset 6 (null byte)")
+    assert_refused(source(type="text", path=str(tmp_path), documents="file"), "x.txt", "offset 6 (null byte)")
     (tmp_path / "x.txt").write_bytes("hello".encode("utf-16-le"))
-    refused(source(type="text", path=str(tmp_path)), "x.txt", "offset 1 (null byte)")
+    assert_refused(source(type="text", path=str(tmp_path)), "x.txt", "offset 1 (null byte)")
     (tmp_path / "x.txt").write_bytes("hello".encode("utf-16") + b"\x00\xd8a")
-    refused(source(type="text", path=str(tmp_path)), "x.txt", "is not utf-16", "offset 12")
+    assert_refused(source(type="text", path=str(tmp_path)), "x.txt", "is not utf-16", "offset 12")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_tar_file_named_txt_and_utf16_without_a_mark(tmp_path: Path) -> None:
 def test_bad_json_lines(tmp_path: Path, content: str, rest: list[str], message: str) -> None:
     (tmp_path / "x.jsonl").write_text(content)
     made = source(type="jsonl", path=str(tmp_path))
-    refused(made, "x.jsonl at offset", message)
+    assert_refused(made, "x.jsonl at offset", message)
     assert [d["text"] for d in skipped(made, message)] == rest
 
 
@@ -178,7 +178,7 @@ def test_bad_json_lines(tmp_path: Path, content: str, rest: list[str], message: 
 def test_bad_json_arrays(tmp_path: Path, content: str, rest: list[str], message: str) -> None:
     (tmp_path / "x.json").write_text(content)
     made = source(type="jsonl", path=str(tmp_path))
-    refused(made, "x.json", message)
+    assert_refused(made, "x.json", message)
     assert [d["text"] for d in skipped(made, message)] == rest
 
 
@@ -194,7 +194,7 @@ def test_bad_json_arrays(tmp_path: Path, content: str, rest: list[str], message:
 def test_bad_csv(tmp_path: Path, content: str, rest: list[str], message: str) -> None:
     (tmp_path / "x.csv").write_text(content)
     made = source(type="csv", path=str(tmp_path))
-    refused(made, "x.csv", message)
+    assert_refused(made, "x.csv", message)
     assert [d["text"] for d in skipped(made, message)] == rest
 
 
@@ -211,7 +211,7 @@ def test_bad_csv(tmp_path: Path, content: str, rest: list[str], message: str) ->
 def test_bad_fasta(tmp_path: Path, content: str, rest: list[str], message: str) -> None:
     (tmp_path / "x.fa").write_text(content, encoding="latin-1")
     made = source(type="fasta", path=str(tmp_path), alphabet="dna")
-    refused(made, "x.fa", message)
+    assert_refused(made, "x.fa", message)
     assert [d["id"] for d in skipped(made, message)] == rest
 
 
@@ -222,7 +222,7 @@ def test_bad_fasta(tmp_path: Path, content: str, rest: list[str], message: str) 
 def test_bad_fastq(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "x.fq").write_text(content)
     made = source(type="fasta", path=str(tmp_path), alphabet="dna")
-    refused(made, "x.fq", message)
+    assert_refused(made, "x.fq", message)
     assert [d["id"] for d in skipped(made, message)] == ["a"]
 
 
@@ -237,7 +237,7 @@ def test_a_single_line_of_200_mb_is_never_held(tmp_path: Path, kind: str) -> Non
             file.write(long if kind != "csv" else long[1:])
         file.write(rest + {"text": b"last", "jsonl": b'{"text": "last"}', "csv": b"last"}[kind])
     made = source(type=kind, path=str(path))
-    refused(made, path.name, "more than 64 MB at offset")
+    assert_refused(made, path.name, "more than 64 MB at offset")
     tracemalloc.start()
     assert [d["text"] for d in skipped(made, path.name, "more than 64 MB")] == ["first", "last"]
     # The tail that is kept, the step that is read, and the two together: about four times the limit, whatever the line's length.

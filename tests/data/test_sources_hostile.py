@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.reading import refused, skipped, source
+from tests.data.reading import assert_refused, skipped, source
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_damaged_row_group_is_left_out_and_the_next_one_read(parquet: Path) ->
     raw[place : place + 60] = os.urandom(60)
     parquet.write_bytes(raw)
     made = source(type="parquet", path=str(parquet))
-    refused(made, "x.parquet", "row group 1 is damaged")
+    assert_refused(made, "x.parquet", "row group 1 is damaged")
     documents = skipped(made, "row group 1 is damaged")
     assert [d["id"] for d in documents] == [f"x.parquet#{n}" for n in (*range(1000), *range(2000, 3000))]
 
@@ -40,14 +40,14 @@ def test_parquet_without_a_footer(parquet: Path, damage: str) -> None:
     parquet.write_bytes({"cut": raw[:1000], "no footer": b"text", "footer of noise": raw[:-200] + os.urandom(150) + raw[-50:]}[damage])
     (parquet.parent / "y.parquet").write_bytes(raw)
     made = source(type="parquet", path=str(parquet.parent))
-    refused(made, "x.parquet", "footer is damaged" if damage == "footer of noise" else "no whole Parquet file")
+    assert_refused(made, "x.parquet", "footer is damaged" if damage == "footer of noise" else "no whole Parquet file")
     assert len(skipped(made, "x.parquet")) == 3000
 
 
 @pytest.mark.parametrize("fields", [{"text": "body"}, {"id": "key"}, {"columns": ["label"]}])
 def test_a_missing_column_of_parquet_names_those_present(parquet: Path, fields: dict[str, Any]) -> None:
     made = source(type="parquet", path=str(parquet), **fields)
-    refused(made, "x.parquet", "it has: text")
+    assert_refused(made, "x.parquet", "it has: text")
     assert skipped(made, "it has: text") == []
 
 
@@ -55,12 +55,12 @@ def test_rows_of_parquet_that_hold_no_text(tmp_path: Path) -> None:
     latin = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xff", b"c"]).buffers())
     pq.write_table(pa.table({"text": latin}), tmp_path / "x.parquet")
     made = source(type="parquet", path=str(tmp_path))
-    refused(made, "x.parquet at row 1", "not UTF-8")
+    assert_refused(made, "x.parquet at row 1", "not UTF-8")
     assert [d["text"] for d in skipped(made, "at row 1")] == ["a", "c"]
     pq.write_table(pa.table({"text": ["a", None, "c"]}), tmp_path / "x.parquet")
     assert [d["text"] for d in skipped(made, "at row 1", "is NoneType")] == ["a", "c"]
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "x.parquet")
-    refused(made, "x.parquet at row 0", "is int, not text")
+    assert_refused(made, "x.parquet at row 0", "is int, not text")
     pq.write_table(pa.table({"text": ["a", "b" * 20_000, "c"]}), tmp_path / "x.parquet")
     made = source(type="parquet", path=str(tmp_path), max_document_mb=0.01)
     assert [d["text"] for d in skipped(made, "at row 1", "more than 0.01 MB")] == ["a", "c"]
@@ -117,7 +117,7 @@ def test_nothing_in_a_file_is_ever_unpickled(hostile: Path) -> None:
     UNPICKLED.clear()
     for fields in ({"type": "parquet", "path": str(hostile / "x.parquet")}, {"type": "hf_dataset", "path": str(hostile / "saved")}):
         made = source(**fields)
-        refused(made, "Arrow extension type")
+        assert_refused(made, "Arrow extension type")
         assert skipped(made, "Arrow extension type") == []
         assert made.identity()
     assert not UNPICKLED
@@ -126,9 +126,9 @@ def test_nothing_in_a_file_is_ever_unpickled(hostile: Path) -> None:
 @pytest.mark.parametrize("name", ["../x.arrow", "/etc/passwd", "..", 7])
 def test_a_saved_dataset_that_names_files_elsewhere(tmp_path: Path, name: object) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
-    refused(source(type="hf_dataset", path=str(tmp_path)), "outside its folder")
+    assert_refused(source(type="hf_dataset", path=str(tmp_path)), "outside its folder")
     (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
-    refused(source(type="hf_dataset", path=str(tmp_path), split=str(name)), "does not name its splits")
+    assert_refused(source(type="hf_dataset", path=str(tmp_path), split=str(name)), "does not name its splits")
 
 
 def test_a_saved_dataset_that_is_cut_off(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_saved_dataset_that_is_cut_off(tmp_path: Path) -> None:
     made = source(type="hf_dataset", path=str(tmp_path))
     for cut, n in ((len(raw) * 2 // 3 - 500, 1000), (50, 0), (0, 0)):
         (tmp_path / "data.arrow").write_bytes(raw[:cut])
-        refused(made, "data.arrow", "is damaged")
+        assert_refused(made, "data.arrow", "is damaged")
         assert len(skipped(made, "data.arrow", "is damaged")) == n
     (tmp_path / "state.json").write_text("{")
-    refused(made, "state.json: is not JSON")
+    assert_refused(made, "state.json: is not JSON")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fmray.core.errors import ConfigError
-from tests.data.reading import SHARED, needs_shared, read, refused, skipped, source
+from tests.data.reading import SHARED, assert_refused, needs_shared, read, skipped, source
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 
@@ -129,18 +129,18 @@ def bomb() -> bytes:
 def test_what_is_no_picture_is_named_or_skipped(folder: Path, content: bytes, message: str) -> None:
     (folder / "cat" / "bad.png").write_bytes(content)
     made = source(type="image_folder", path=str(folder))
-    refused(made, "cat/bad.png", message)
+    assert_refused(made, "cat/bad.png", message)
     assert len(skipped(made, "cat/bad.png", message)) == 3
     pq.write_table(pa.table({"image": [png(NOISE), content]}), folder / "x.parquet")
     made = source(type="parquet_images", path=str(folder))
-    refused(made, "x.parquet at row 1", message)
+    assert_refused(made, "x.parquet at row 1", message)
     assert len(skipped(made, "at row 1", message)) == 1
 
 
 def test_a_picture_just_beyond_pillows_limit_is_refused_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Pillow itself only warns up to twice its limit.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    refused(source(type="image_folder", path=str(folder)), "decompression bombs")
+    assert_refused(source(type="image_folder", path=str(folder)), "decompression bombs")
 
 
 def test_idx_files_that_are_cut_off_or_do_not_belong_together(tmp_path: Path) -> None:
@@ -149,25 +149,25 @@ def test_idx_files_that_are_cut_off_or_do_not_belong_together(tmp_path: Path) ->
     array = np.zeros((300, 2, 2), np.uint8)
     labels.write_bytes(idx(np.zeros(300, np.uint8)))
     images.write_bytes(idx(array, cut=10))
-    refused(made, "images", "cut off at offset 1206")
+    assert_refused(made, "images", "cut off at offset 1206")
     assert len(skipped(made, "cut off at offset 1206")) == 256
     images.write_bytes(b"\x00\x00\x0d\x03" + idx(array)[4:])
-    refused(made, "images", "no IDX file of unsigned bytes")
+    assert_refused(made, "images", "no IDX file of unsigned bytes")
     assert skipped(made, "no IDX file") == []
     images.write_bytes(idx(array))
     labels.write_bytes(idx(np.zeros(299, np.uint8)))
-    refused(made, "labels", "299 labels for 300 pictures")
+    assert_refused(made, "labels", "299 labels for 300 pictures")
     images.write_bytes(struct.pack(">HBBIII", 0, 8, 3, 1, 2**31, 2**31))
-    refused(made, "claims pictures of the size")
+    assert_refused(made, "claims pictures of the size")
     images.write_bytes(b"")
-    refused(made, "cut off at offset 0")
+    assert_refused(made, "cut off at offset 0")
 
 
 def test_a_label_that_is_no_number_and_a_column_that_holds_no_bytes(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [png(NOISE)], "label": ["cat"]}), tmp_path / "x.parquet")
-    refused(source(type="parquet_images", path=str(tmp_path), label="label"), "column 'label' holds str")
-    refused(source(type="parquet_images", path=str(tmp_path), image="label"), "holds str, not the bytes")
-    refused(source(type="parquet_images", path=str(tmp_path), image="img"), "no column 'img'; it has: image, label")
+    assert_refused(source(type="parquet_images", path=str(tmp_path), label="label"), "column 'label' holds str")
+    assert_refused(source(type="parquet_images", path=str(tmp_path), image="label"), "holds str, not the bytes")
+    assert_refused(source(type="parquet_images", path=str(tmp_path), image="img"), "no column 'img'; it has: image, label")
 
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 
 from fmray.core.errors import DataError
 from fmray.data.sources import Counts
-from tests.data.reading import one_line, read, refused, skipped, source, texts
+from tests.data.reading import assert_refused, one_line, read, skipped, source, texts
 
 LINES = [json.dumps({"text": f"document {n}"}) + "\n" for n in range(200)]
 
@@ -180,13 +180,13 @@ def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
 )
 def test_what_is_not_there_is_one_line_at_once(store: Store, uri: str, message: str) -> None:
     started = time.monotonic()
-    line = refused(source(type="text", path=uri), message)
+    line = assert_refused(source(type="text", path=uri), message)
     assert uri.split("/")[2] in line
     assert time.monotonic() - started < 10
 
 
 def test_credentials_in_a_uri_are_refused_and_not_repeated() -> None:
-    line = refused(source(type="text", path="s3://key:secret@bucket/x"), "holds credentials")
+    line = assert_refused(source(type="text", path="s3://key:secret@bucket/x"), "holds credentials")
     assert "secret" not in line
 
 
@@ -212,11 +212,11 @@ def test_a_key_that_vanishes_between_listing_and_reading(store: Store, kind: str
 
 def test_damaged_objects_are_told_from_a_store_that_fails(store: Store) -> None:
     store.put("run/bad.jsonl.gz", gzip.compress("".join(LINES).encode())[:200])
-    line = refused(source(type="jsonl", path="s3://corpus/run"), "s3://corpus/run/bad.jsonl.gz", "is not whole gzip data")
+    line = assert_refused(source(type="jsonl", path="s3://corpus/run"), "s3://corpus/run/bad.jsonl.gz", "is not whole gzip data")
     assert "cannot be read" not in line
     assert [d["text"] for d in skipped(source(type="jsonl", path="s3://corpus/run"), "bad.jsonl.gz")][-1] == "document 199"
     store.put("run/bad.parquet", parquet(50)[:-30])
-    refused(source(type="parquet", path="s3://corpus/run"), "bad.parquet", "no whole Parquet file")
+    assert_refused(source(type="parquet", path="s3://corpus/run"), "bad.parquet", "no whole Parquet file")
 
 
 def test_a_store_that_is_not_there_is_an_error_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,5 +224,5 @@ def test_a_store_that_is_not_there_is_an_error_within_seconds(monkeypatch: pytes
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     started = time.monotonic()
-    refused(source(type="text", path="s3://corpus/x"), "s3://corpus/x", "cannot be read")
+    assert_refused(source(type="text", path="s3://corpus/x"), "s3://corpus/x", "cannot be read")
     assert time.monotonic() - started < 20
