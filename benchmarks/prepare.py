@@ -125,7 +125,7 @@ def fmray(folder: Path) -> dict[str, float]:
     import ray.data
 
     # Ray's start-up is its own figure: the cluster, Ray Data's import, and the first worker processes.
-    ray.data.from_items([{"n": n} for n in range(4)], override_num_blocks=4).map_batches(lambda batch: batch).materialize()
+    ray.data.from_items([{"n": n} for n in range(4)], override_num_blocks=4).map_batches(slowly).materialize()
     started = time.perf_counter() - began
     storage = folder / "fmray"
     seen: list[tuple[float, float, float]] = []
@@ -151,6 +151,12 @@ def fmray(folder: Path) -> dict[str, float]:
         "n_tokens": payload.n_tokens + payload.n_validation_tokens - 2 * (payload.n_documents + payload.n_validation_documents),
         "seconds": seconds, "ray_start_s": started, "peak_gb": memory.peak_gb or 0.0, "first_rows_s": first_s, "first_rows_share": first_done / total, "spilled_files": n_spilled,
     }  # fmt: skip
+
+
+def slowly(batch: dict[str, object]) -> dict[str, object]:
+    """Takes so long that every core gets a worker."""
+    time.sleep(2)
+    return batch
 
 
 def datasets(folder: Path) -> dict[str, float]:

@@ -5,9 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fmray.core.errors import DataError, RunError
-from fmray.data.flow import Kept, each
+from fmray.data import flow
+from fmray.data.flow import MOST_ITEMS, Kept, bundles, each
 
 
 def _square(n: int) -> tuple[int, int]:
@@ -19,6 +22,15 @@ def _first_waits(item: tuple[int, Path]) -> tuple[int, bool]:
     n, received = item
     deadline = time.monotonic() + 60
     while n == 0 and not received.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return n, received.exists()
+
+
+def _second_waits(item: tuple[int, Path]) -> tuple[int, bool]:
+    """The second item of a task returns when somebody has received the first one's result; False when nobody did in a minute."""
+    n, received = item
+    deadline = time.monotonic() + 60
+    while n == 3 and not received.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     return n, received.exists()
 
@@ -55,6 +67,26 @@ def test_results_come_as_they_finish(ray_session: None, tmp_path: Path) -> None:
         if n == 1:
             received.touch()
     assert seen[0]
+
+
+def test_results_leave_a_task_before_its_last_item(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "bundles", lambda n_items, n_cpus: [(0, 2), (2, 4)])
+    received = tmp_path / "received"
+    seen = {}
+    for n, first_arrived in each(_second_waits, [(n, received) for n in range(4)], Kept(tmp_path / "kept")):
+        seen[n] = first_arrived
+        if n == 2:
+            received.touch()
+    assert seen[3]
+
+
+@given(n_items=st.integers(0, 3000), n_cpus=st.integers(1, 200))
+def test_bundles_hold_every_item_once_and_begin_and_end_small(n_items: int, n_cpus: int) -> None:
+    found = bundles(n_items, n_cpus)
+    assert [i for low, high in found for i in range(low, high)] == list(range(n_items))
+    sizes = [high - low for low, high in found]
+    assert set(sizes[:n_cpus]) | set(sizes[-n_cpus:]) <= {1}
+    assert max(sizes, default=1) <= MOST_ITEMS
 
 
 def test_an_error_of_ours_arrives_as_itself(ray_session: None, tmp_path: Path) -> None:
