@@ -9,8 +9,9 @@ from fmray.core.cursor import Cursor
 from fmray.core.errors import ArtifactError
 from fmray.data.ledger import LedgerWriter, check_ledger
 from fmray.data.reader import TokenReader
+from fmray.objectives import Setting
 from fmray.objectives.causal_lm import CausalLM
-from fmray.train.batches import recorded, token_batches
+from fmray.train.batches import recorded, row_batches
 from tests.data import made
 
 START = Cursor()
@@ -22,7 +23,7 @@ def path(tmp_path_factory):
 
 
 def batches(path, cursor=START, rank=0, world_size=1, micro_batch_size=2):
-    return token_batches(TokenReader(path, "train", 5, 8), CausalLM(), cursor, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
+    return row_batches(TokenReader(path, "train", 5, 8), CausalLM(), Setting(), cursor, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
 
 
 def test_micro_batches_of_a_worker_are_its_part_and_the_cursor_is_that_of_the_step_given(path):
