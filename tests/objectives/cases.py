@@ -11,14 +11,19 @@ from fmray.data.vocabulary import Vocabulary
 from fmray.model.architectures import Architecture
 from fmray.model.architectures.decoder import Decoder
 from fmray.model.architectures.encoder import Encoder
+from fmray.model.architectures.t5 import T5
+from fmray.model.architectures.vit_mae import VitMae
 from fmray.model.positions import patch_size, position_offset
 from fmray.objectives import Objective, Rows, Setting
 from fmray.objectives.causal_lm import CausalLM
+from fmray.objectives.masked_image import MaskedImage
 from fmray.objectives.masked_lm import MaskedLM
+from fmray.objectives.span_corruption import SpanCorruption
 from fmray.objectives.supervised import Supervised
 from tests.train.rows import BOS, EOS, PAD, VOCAB, packed_rows
 
 SEQ_LEN, MASK, N_SENTINELS = 32, VOCAB, 15
+IMAGE = (16, 16, 3)
 SIZE = VOCAB + 1 + N_SENTINELS
 """The tokens of the rows, a mask, sentinels."""
 
@@ -48,6 +53,12 @@ def several_rows(n_rows: int, seed: int = 0) -> Rows:
     return packed_rows(n_rows, SEQ_LEN, seed)
 
 
+def image_rows(n_rows: int, seed: int = 0) -> Rows:
+    """Images of noise."""
+    draw = np.random.default_rng(seed)
+    return {"row_ids_B": np.arange(n_rows), "pixels_BHWC": draw.integers(0, 256, (n_rows, *IMAGE), dtype=np.uint8), "labels_B": np.full(n_rows, -1)}
+
+
 @dataclass(frozen=True)
 class Case:
     """An objective, what it trains and what on."""
@@ -60,7 +71,8 @@ class Case:
     @property
     def name(self) -> str:
         """For the test's id."""
-        packed = "" if self.image_shape else ", packed" if self.rows is several_rows else ", one a row"
+        normalised = isinstance(self.objective, MaskedImage) and self.objective.normalised
+        packed = ", normalised" if normalised else "" if self.image_shape else ", packed" if self.rows is several_rows else ", one a row"
         return f"{type(self.objective).__name__} on {getattr(self.architecture, 'variant', self.architecture.type)}{packed}"
 
     def model(self) -> Any:
@@ -87,6 +99,8 @@ CASES = [
     Case(CausalLM(), Decoder(**SMALL)),
     *(Case(MaskedLM(), Encoder(variant=variant, **SMALL)) for variant in ("bert", "roberta", "modernbert")),
     *(Case(MaskedLM(), Encoder(variant=variant, **SMALL), lone_rows) for variant in ("bert", "roberta", "modernbert", "esm")),
+    *(Case(MaskedImage(normalised=normalised), VitMae(num_hidden_layers=2), image_rows, IMAGE) for normalised in (True, False)),
+    Case(SpanCorruption(share=0.3), T5(num_layers=2, d_model=48, num_heads=2, d_kv=24, d_ff=96), lone_rows),
     Case(MaskedLM(share=0.3, whole_words=True), Encoder(**SMALL)),
 ]
 # Labels and not rows of a dataset: it has a test of its own.

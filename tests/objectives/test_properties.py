@@ -39,8 +39,11 @@ def test_splitting_a_batch_changes_nothing(case: Case) -> None:
 def test_a_fresh_model_is_as_good_as_chance(case: Case) -> None:
     with torch.no_grad():
         loss = case.objective.loss(model_of(case), collate(case, case.rows(8)))
-    # Of images: normalised patches have variance 1, and a fresh decoder says about 0.
-    chance = 1.0 if case.image_shape else np.log(model_of(case).config.vocab_size)
+    # Of images: patches of even noise have variance 1 normalised and 1/3 as they are, and a fresh decoder says about 0.
+    chance = (1.0 if getattr(case.objective, "normalised", False) else 1 / 3) if case.image_shape else np.log(model_of(case).config.vocab_size)
+    if case.architecture.family == "encoder_decoder":
+        # T5 begins with scores of variance 1, and the mean of exp is then e^(1/2).
+        chance += 0.5
     assert loss.sum.item() / int(loss.count) == pytest.approx(chance, rel=0.1)
 
 
