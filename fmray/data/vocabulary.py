@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,6 @@ class Vocabulary:
         return np.flatnonzero(~self.special_V)
 
 
-@lru_cache(8)
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary of a tokenizer directory.
 

@@ -84,8 +84,11 @@ def _job(
         )  # fmt: skip
     if init is not None:
         _check_init(init, dataset, objective, out.name)
-    model = config.model.fit(data.image_shape) if config.model is not None else None
-    objective.check(setting_for(dataset.path, data, {}, config.seed), data.seq_len)
+    try:
+        model = config.model.fit(data.image_shape) if config.model is not None else None
+        objective.check(setting_for(dataset.path, data, {}, config.seed), data.seq_len)
+    except ConfigError as error:
+        raise ConfigError(error.what, where=f"{out.name}.{error.where}", todo=error.todo) from None
     _check_rows(config, dataset, read_hf_config(init.path) if init is not None else None, out.name)
     first_step = previous.payload.step if previous is not None else 0
     return PretrainJob(
