@@ -61,13 +61,13 @@ class T5(Architecture):
         return False
 
     def hf_config(self, vocab_size: int, max_positions: int) -> "T5Config":
-        """A `T5Config`. Token ids are set by whoever knows the tokenizer."""
+        """A `T5Config`; relative positions have no limit. Token ids are set by whoever knows the tokenizer."""
         from transformers import T5Config
 
         shape = self.shape
         return T5Config(
             vocab_size=vocab_size, num_layers=shape.num_layers, num_decoder_layers=shape.num_layers, d_model=shape.d_model, num_heads=shape.num_heads,
-            d_kv=shape.d_kv, d_ff=shape.d_ff, n_positions=max_positions, relative_attention_num_buckets=BUCKETS, dropout_rate=self.dropout,
+            d_kv=shape.d_kv, d_ff=shape.d_ff, relative_attention_num_buckets=BUCKETS, dropout_rate=self.dropout,
             feed_forward_proj="gated-gelu",
         )  # fmt: skip
 

@@ -137,7 +137,7 @@ class VitMae(Architecture):
 
     def _half(self, part: str) -> tuple[int, int, int]:
         shape = self.shape
-        return tuple(getattr(shape, f"{part}{name}") for name in ("num_hidden_layers", "hidden_size", "intermediate_size"))  # type: ignore[return-value]
+        return tuple(getattr(shape, f"{part}{name}") for name in ("num_hidden_layers", "hidden_size", "intermediate_size"))
 
     @property
     def _fitted(self) -> tuple[int, int, int]:
