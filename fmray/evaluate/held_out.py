@@ -101,7 +101,7 @@ def measure(config: EvaluateConfig, objective_config: dict[str, Any], model_path
     loss_B, right_B = score_rows(open_model(model_path, objective, None, device), objective, batches)
     control_C, _ = score_rows(open_model(model_path, objective, config.seed, device), objective, [batches[i] for i in chosen_C])
     blocks = train_blocks(dataset_path, objective, setting)
-    baseline_B = mean_image(blocks, batches, objective) if payload.modality == "image" else unigram(blocks, batches, payload.vocab_size)
+    baseline_B = mean_image(blocks, batches, objective) if payload.modality == "image" else unigram(blocks, batches, payload.vocab_size, _mask_id(objective, setting))
     return Held(rows["row_ids_B"], loss_B, targets_B, right_B, baseline_B, chosen_C, control_C)
 
 
@@ -157,18 +157,40 @@ def train_blocks(dataset_path: Path, objective: Objective, setting: Setting) -> 
             yield objective.collate({name: values[chosen] for name, values in reader.rows(start, stop).items()}, setting)
 
 
-def unigram(blocks: Iterator[Batch], batches: list[Batch], vocab_size: int) -> Floats:
-    """Nats of each batch's targets by how often they are targets in the train split."""
+def unigram(blocks: Iterator[Batch], batches: list[Batch], vocab_size: int, mask_id: int | None = None) -> Floats:
+    """Nats of each batch's targets by how often they are targets in the train split.
 
-    def labels(batch: Batch) -> NDArray[np.int64]:
-        labels_BT = batch["labels_BT"].numpy()
-        return labels_BT[labels_BT != IGNORED].astype(np.int64)
-
-    counts = count(((np.zeros(len(found), np.int64), found) for found in map(labels, blocks)), vocab_size)
-    targets = [labels(batch) for batch in batches]
-    nats_N = score(counts, np.zeros(sum(map(len, targets)), np.int64), np.concatenate(targets))[0].nats_N
-    edges = np.cumsum([0, *map(len, targets)])
+    With `mask_id`, targets that show another token than the mask are told by that token as well, with the share of those in the train
+    split that show themselves: a tenth of all targets do, and a baseline that did not look would be beaten by looking.
+    """
+    train: list[NDArray[np.int64]] = []
+    n_open = n_same = 0
+    for block in blocks:
+        target_N, shown_N = _targets(block)
+        train.append(target_N)
+        n_open, n_same = n_open + int((shown_N != mask_id).sum()), n_same + int((shown_N == target_N).sum())
+    counts = count(((np.zeros(len(found), np.int64), found) for found in train), vocab_size)
+    pairs = [_targets(batch) for batch in batches]
+    target_N, shown_N = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    nats_N = score(counts, np.zeros(len(target_N), np.int64), target_N)[0].nats_N
+    if mask_id is not None and n_open:
+        # One more of each kind, so that neither is taken to be impossible.
+        looked = (n_same + 1) / (n_open + 2)
+        nats_N = np.where(shown_N == mask_id, nats_N, -np.log(looked * (shown_N == target_N) + (1 - looked) * np.exp(-nats_N)))
+    edges = np.cumsum([0, *(len(found) for found, _ in pairs)])
     return np.array([nats_N[a:b].sum() for a, b in itertools.pairwise(edges)])
+
+
+def _targets(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The targets of a batch in row order, and what stands in their place in the input (-100 where an input has other positions)."""
+    labels_BT = batch["labels_BT"].numpy()
+    told_BT = labels_BT != IGNORED
+    inputs_BT = batch["input_ids_BT"].numpy() if "decoder_input_ids_BT" not in batch else np.full_like(labels_BT, IGNORED)
+    return labels_BT[told_BT].astype(np.int64), inputs_BT[told_BT].astype(np.int64)
+
+
+def _mask_id(objective: Objective, setting: Setting) -> int | None:
+    return setting.vocabulary.mask_id if objective.head == "masked_lm" and setting.vocabulary is not None else None
 
 
 def mean_image(blocks: Iterator[Batch], batches: list[Batch], objective: Objective) -> Floats:
@@ -201,7 +223,7 @@ def metrics(held: Held, objective: Objective) -> list[Metric]:
         )  # fmt: skip
 
     made = [metric("eval/loss", held.loss_B, how, unit=unit, control=float(held.control_C.sum() / held.targets_B[picked].sum()))]
-    name, note = ("eval/mean_image_loss", "the mean patch of the train split at that place") if image else ("eval/unigram_loss", "counted on the train split's targets; discount chosen on these very targets, which favours it")
+    name, note = ("eval/mean_image_loss", "the mean patch of the train split at that place") if image else ("eval/unigram_loss", "counted on the train split's targets (a masked model's that are not hidden are told by what they show as well); discount chosen on these very targets, which favours it")
     made.append(metric(name, held.baseline_B, f"same targets; {note}", unit=unit))
     if held.right_B is not None:
         made.append(metric("eval/accuracy", held.right_B, "targets that the model holds likeliest", unit="", better=True))

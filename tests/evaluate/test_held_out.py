@@ -59,11 +59,16 @@ def test_rows_add_up_to_the_loss_of_one_batch_and_again_to_the_same(made):
 
 
 def test_the_unigram_baseline_is_counted_on_targets():
-    def batch(labels):
-        return {"labels_BT": torch.tensor([[IGNORED, *labels]])}
+    def batch(labels, shown=None):
+        return {"labels_BT": torch.tensor([[IGNORED, *labels]]), "input_ids_BT": torch.tensor([[1, *(shown or [7] * len(labels))]])}
 
-    nats = unigram(iter([batch([3] * 90 + [4] * 10)]), [batch([3, 3]), batch([4])], 8)
+    train = [3] * 90 + [4] * 10
+    nats = unigram(iter([batch(train)]), [batch([3, 3]), batch([4])], 8)
     assert nats == pytest.approx([-2 * np.log(0.9), -np.log(0.1)], rel=0.03)
+    # Half of the hundred that are not hidden show themselves: what is shown is then believed by half.
+    train, shown = [3] * 180 + [4] * 20, [7] * 100 + [3] * 45 + [5] * 35 + [5] * 15 + [4] * 5
+    nats = unigram(iter([batch(train, shown)]), [batch([4], [4]), batch([4], [3]), batch([4], [7])], 8, mask_id=7)
+    assert nats == pytest.approx([-np.log(0.5 + 0.5 * 0.1), -np.log(0.5 * 0.1), -np.log(0.1)], rel=0.03)
 
 
 def test_the_mean_image_is_that_of_the_train_split():
