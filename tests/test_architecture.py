@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"cluster"},
     "tasks": {"cluster", "data", "model"},
     "objectives": {"data", "model", "tasks"},
-    "evaluate": {"cluster", "data", "model", "tasks"},
+    "evaluate": {"cluster", "data", "model", "tasks", "objectives"},
     "audit": {"cluster", "data", "model", "tasks", "evaluate"},
     "gate": {"model"},
     "train": {"cluster", "data", "model", "tasks", "objectives", "evaluate"},

@@ -9,11 +9,15 @@ from fmray.core.stage import Out, stage
 from fmray.data.dataset import TokenDataset
 from fmray.evaluate.classification import evaluate_classification
 from fmray.evaluate.config import EvaluateConfig
+from fmray.evaluate.held_out import evaluate_held_out
 from fmray.evaluate.language_modelling import evaluate_language_model
 from fmray.model.checkpoint import Checkpoint
 
 # By the head of the checkpoint: (config, checkpoint, out, dataset) -> its metrics and the name of its per-example file.
-MEASURES = {"causal_lm": evaluate_language_model, "sequence_classification": evaluate_classification}
+MEASURES = {
+    "causal_lm": evaluate_language_model, "masked_lm": evaluate_held_out, "masked_image": evaluate_held_out, "seq2seq_lm": evaluate_held_out,
+    "sequence_classification": evaluate_classification,
+}  # fmt: skip
 
 
 def plan(config: EvaluateConfig, upstream: Mapping[str, Config]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from fmray.core.cursor import Cursor
 from fmray.core.errors import ArtifactError
 from fmray.core.report import Cost
 
-Head = Literal["causal_lm", "sequence_classification"]
+Head = Literal["causal_lm", "masked_lm", "seq2seq_lm", "masked_image", "sequence_classification"]
 
 # What `from_pretrained` reads. Records, logs and work folders beside them are no part of the model.
 HF_FILES = (
@@ -52,6 +52,7 @@ class Checkpoint(Payload, kind="checkpoint"):
 
     `digest` is the sha256 over the Hugging Face files (relative names and contents). `step` counts optimizer steps and
     `tokens_seen` the positions trained on, both summed over all rounds; None and 0 mean that it was not trained here.
+    `objective` is the config of what it was pretrained with here.
     """
 
     head: Head
@@ -64,6 +65,7 @@ class Checkpoint(Payload, kind="checkpoint"):
     cursor: Cursor | None = None
     losses: tuple[LossPoint, ...] = ()
     parent: str | None = None
+    objective: dict[str, Any] = {}
     task: dict[str, Any] | None = None
     labels: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()

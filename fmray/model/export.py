@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmray.core.artifact import write_json
 from fmray.model.checkpoint import hf_files, tokenizer_files
 
 if TYPE_CHECKING:
     import torch
 
 
-def save_model(root: Path, model: Any, state_dict: "Mapping[str, torch.Tensor]", tokenizer: Path) -> None:
+def save_model(root: Path, model: Any, state_dict: "Mapping[str, torch.Tensor]", tokenizer: Path | None) -> None:
     """Writes config, float32 weights and the tokenizer's files into `root`.
 
     Args:
         model: a transformers model of the right class and config; its own weights are not read.
         state_dict: the weights, tensors that are shared named once.
-        tokenizer: the directory whose tokenizer files are copied.
+        tokenizer: the directory whose tokenizer files (or image processor) are copied; None writes the processor of the images.
     """
     from huggingface_hub import save_torch_state_dict
 
@@ -30,5 +31,18 @@ def save_model(root: Path, model: Any, state_dict: "Mapping[str, torch.Tensor]",
     if model.can_generate():
         model.generation_config.save_pretrained(root)
     save_torch_state_dict(dict(state_dict), root)
+    if tokenizer is None:
+        write_json(root / "preprocessor_config.json", image_processor(config))
+        return
     for name in tokenizer_files(tokenizer):
         shutil.copyfile(tokenizer / name, root / name)
+
+
+def image_processor(config: Any) -> dict[str, Any]:
+    """What transformers' image processor must do to give a model the pixels that it was trained on: from 0...255 to -1...1."""
+    height, width = (config.image_size, config.image_size) if isinstance(config.image_size, int) else config.image_size
+    half = [0.5] * config.num_channels
+    return {
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": height, "width": width}, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": half, "image_std": half,
+    }  # fmt: skip

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from fmray.core.artifact import sha256_file
 from fmray.core.config import Config
@@ -12,7 +12,7 @@ from fmray.core.errors import ArtifactError
 from fmray.core.stage import Out, stage
 from fmray.model.checkpoint import Checkpoint, Head, count_weights, hf_digest, hf_files, read_hf_config
 
-HEADS: dict[str, Head] = {"ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForSequenceClassification": "sequence_classification"}
+HEADS: dict[str, Head] = {"ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForMaskedLM": "masked_lm", "ForSequenceClassification": "sequence_classification"}
 
 
 class ImportConfig(Config):
@@ -94,4 +94,4 @@ def _head(hf_config: Mapping[str, Any], root: Path) -> Head:
     for suffix, head in HEADS.items():
         if named.endswith(suffix):
             return head
-    raise ArtifactError(f"holds {named}, which has none of the heads {', '.join(get_args(Head))}", where=str(root), todo="save it with AutoModelForCausalLM or AutoModelForSequenceClassification")
+    raise ArtifactError(f"holds {named}, which has none of the heads {', '.join(sorted(set(HEADS.values())))}", where=str(root), todo="save it with AutoModelForCausalLM, AutoModelForMaskedLM or AutoModelForSequenceClassification")

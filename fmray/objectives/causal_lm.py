@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from fmray.objectives import Batch, Forward, LossParts, Objective, Rows
+from fmray.model.architectures import Family
+from fmray.model.checkpoint import Head
+from fmray.objectives import ALONE, Batch, Forward, LossParts, Objective, Rows, Setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +22,11 @@ class CausalLM(Objective):
     """
 
     type: Literal["causal_lm"] = "causal_lm"
-    head: ClassVar[str] = "causal_lm"
+    head: ClassVar[Head] = "causal_lm"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    family: ClassVar[Family | None] = "decoder"
 
-    def collate(self, rows: Rows) -> Batch:
+    def collate(self, rows: Rows, setting: Setting = ALONE) -> Batch:
         """`row_ids_B`, `input_ids_BT`, `position_ids_BT` and `labels_BT`: the next token of the same document, else -100.
 
         Labels stand at the position that predicts them. Segment 0 is padding.

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from fmray.objectives import Batch, Forward, LossParts, Objective, Rows
+from fmray.model.checkpoint import Head
+from fmray.objectives import ALONE, Batch, Forward, LossParts, Objective, Rows, Setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,10 +15,10 @@ class Supervised(Objective):
     """Cross-entropy of one label a row, read at the position that the architecture's classification head looks at."""
 
     type: Literal["supervised"] = "supervised"
-    head: ClassVar[str] = "sequence_classification"
+    head: ClassVar[Head] = "sequence_classification"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
 
-    def collate(self, rows: Rows) -> Batch:
+    def collate(self, rows: Rows, setting: Setting = ALONE) -> Batch:
         """`row_ids_B`, `labels_B`, and `input_ids_BT` with `attention_mask_BT`, cut to the longest row of this very batch.
 
         Rows are padded on the right; columns that are padding in every row would cost time and change nothing.

@@ -64,8 +64,11 @@ class PretrainConfig(Config):
             raise ValueError(f"the {rows} rows of each worker (global_batch_size / num_workers) do not divide into micro_batch_size {self.micro_batch_size}")
         if self.engine == "torch" and self.num_workers > 1:
             raise ValueError(f"engine torch runs on one worker, not on num_workers {self.num_workers}")
-        if self.objective.head != "causal_lm":
-            raise ValueError(f"objective {self.objective.type} does not pretrain on packed rows")  # type: ignore[attr-defined]
+        kind, family = self.objective.type, self.objective.family  # type: ignore[attr-defined]
+        if family is None:
+            raise ValueError(f"objective {kind} does not pretrain: it is for finetune and search")
+        if self.model is not None and self.model.family != family:
+            raise ValueError(f"objective {kind} trains an architecture of the family {family}, and model {self.model.type} is of {self.model.family}")  # type: ignore[attr-defined]
         self.engine_config()
         return self
 

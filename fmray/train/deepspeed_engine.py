@@ -161,7 +161,7 @@ class DeepSpeedEngine(Engine):
         loss_sum = torch.zeros((), device=self.device, dtype=torch.float32)
         self.module.train()
         for index, batch in enumerate(micro_batches):
-            part = objective.loss(self._engine, to_device(batch, self.device)).sum
+            part = objective.loss(self._forward, to_device(batch, self.device)).sum
             self._engine.backward(part * scale)
             loss_sum += part.detach()
             if index + 1 == self._accumulate:
@@ -170,6 +170,14 @@ class DeepSpeedEngine(Engine):
         torch.distributed.all_reduce(loss_sum)
         self.step += 1
         return StepStats(loss_sum.item(), count, float(self._engine.get_global_grad_norm() if norm is None else norm), lr)
+
+    def _forward(self, **inputs: Any) -> Any:
+        """The module's output; pixels and the like come in the precision of the weights, which DeepSpeed casts and inputs not."""
+        import torch
+
+        dtype = next(self.module.parameters()).dtype
+        cast = {name: value.to(dtype) for name, value in inputs.items() if isinstance(value, torch.Tensor) and value.is_floating_point()}
+        return self._engine(**inputs | cast)
 
     def _clip_own(self) -> float | None:
         """Clips the reduced gradients at stage 0 and returns their norm; above, DeepSpeed clips in its step."""

@@ -29,20 +29,24 @@ def plan(config: PretrainConfig, upstream: Mapping[str, Config]) -> dict[str, st
     """Parameters, tokens, FLOPs, memory a worker by ZeRO stage and the batch arithmetic, as far as they are known now."""
     dataset = upstream.get("dataset")
     vocab_size, seq_len = getattr(dataset, "vocab_size", None), getattr(dataset, "seq_len", None)
+    model, image = config.model, getattr(dataset, "image", None)
     steps = f"{config.max_steps:,} steps" if config.max_steps else f"{config.epochs:g} epochs"
     lines = {
         "batch": f"{config.global_batch_size} rows = {config.num_workers} workers x {config.grad_accum_steps} micro-batches x {config.rows_per_pass} rows",
         "engine": f"{config.engine}, ZeRO stage {config.zero.stage}, {config.precision}" if config.engine == "deepspeed" else f"torch, {config.precision}",
     }
-    if config.model is None:
+    if model is None:
         return lines | {"parameters": "those of the checkpoint that it starts from", "length": steps}
+    if image is not None:
+        model = model.fit((image.height, image.width, image.channels))
+        vocab_size, seq_len = 0, model.positions(0)
     if not isinstance(vocab_size, int) or not isinstance(seq_len, int):
         return lines | {"parameters": "known once the dataset is: it is no step of this file", "length": steps}
     vocab_size = padded_vocab_size(vocab_size)
-    n_params = config.model.count_params(vocab_size)
-    flops_per_token = config.model.flops_per_token(vocab_size, seq_len)
+    n_params = model.count_params(vocab_size, seq_len)
+    flops_per_token = model.flops_per_token(vocab_size, seq_len)
     sizes = [n_params * state_bytes_per_param(stage, config.num_workers, config.precision) / GIB for stage in range(4)]
-    lines["parameters"] = f"{n_params:,} (vocabulary padded to {vocab_size:,})"
+    lines["parameters"] = f"{n_params:,}" + (f" (vocabulary padded to {vocab_size:,})" if vocab_size else "")
     lines["memory a worker"] = ", ".join(f"stage {stage}: {size:.3g} GiB" for stage, size in enumerate(sizes)) + " (weights, gradients, optimizer; activations on top)"
     if config.max_steps is None:
         return lines | {"tokens": f"{steps} of a dataset whose rows are not yet counted", "FLOPs": f"{flops_per_token:.3g} a token"}

@@ -4,16 +4,22 @@ import functools
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fmray.core.artifact import Artifact, write_json
+from fmray.core.config import dump
 from fmray.core.errors import ArtifactError, ConfigError
 from fmray.core.report import Cost
 from fmray.core.stage import Out, stage
 from fmray.data.dataset import TokenDataset
 from fmray.data.ledger import check_ledger
+from fmray.model.architectures import Architecture
 from fmray.model.checkpoint import Checkpoint, count_weights, hf_digest, read_hf_config
 from fmray.model.flops import flops_per_token
+from fmray.model.positions import patch_size, position_offset
+from fmray.objectives import Objective, setting_for
 from fmray.train.config import PretrainConfig
 from fmray.train.launch import RUN, launch
 from fmray.train.metrics import METRICS, loss_points, read_metrics
@@ -63,7 +69,7 @@ def pretrain(
 def _job(
     config: PretrainConfig, dataset: Artifact[TokenDataset], out: Out, previous: Artifact[Checkpoint] | None, init: Artifact[Checkpoint] | None
 ) -> PretrainJob:
-    data = dataset.payload
+    data, objective = dataset.payload, config.objective
     if (config.model is None) == (init is None):
         raise ConfigError("needs either `model` or `init`, a checkpoint to continue from", where=out.name)
     if data.modality != "text":
@@ -73,25 +79,68 @@ def _job(
             f"global_batch_size {config.global_batch_size} is more than the {data.n_rows} rows of the training split",
             where=out.name, todo="lower it or prepare more text",
         )  # fmt: skip
+    if data.modality != objective.modality:
+        raise ConfigError(
+            f"objective {objective.type} trains on {objective.modality}, and {dataset.name} holds {data.modality}",  # type: ignore[attr-defined]
+            where=out.name, todo="choose an objective for it",
+        )  # fmt: skip
     if init is not None:
-        _check_init(init, dataset, out.name)
+        _check_init(init, dataset, objective, out.name)
+    try:
+        model = config.model.fit(data.image_shape) if config.model is not None else None
+        objective.check(setting_for(dataset.path, data, {}, config.seed), data.seq_len)
+    except ConfigError as error:
+        raise ConfigError(error.what, where=f"{out.name}.{error.where}", todo=error.todo) from None
+    _check_rows(config, dataset, read_hf_config(init.path) if init is not None else None, out.name)
     first_step = previous.payload.step if previous is not None else 0
     return PretrainJob(
-        config=config, dataset=dataset.path, vocab_size=data.vocab_size, seq_len=data.seq_len, special_ids=data.special_ids, out=out.path,
+        config=config, model=model, dataset=dataset.path, vocab_size=data.vocab_size, seq_len=data.seq_len, positions=_positions(model, init, data), special_ids=data.special_ids, out=out.path,
         states=out.work / RUN, first_step=first_step, last_step=first_step + config.total_steps(data.n_rows),
         previous=previous.path / "work" / RUN if previous is not None else None, init=init.path if init is not None else None,
     )  # fmt: skip
 
 
-def _check_init(init: Artifact[Checkpoint], dataset: Artifact[TokenDataset], where: str) -> None:
-    if init.payload.head != "causal_lm":
-        raise ConfigError(f"{init.name} holds a {init.payload.head} head and cannot be pretrained further", where=where)
-    positions = read_hf_config(init.path).get("max_position_embeddings")
+def _positions(model: Architecture | None, init: Artifact[Checkpoint] | None, data: TokenDataset) -> int:
+    """Positions of a row that are trained on: tokens, or patches of an image."""
+    if model is not None:
+        return model.positions(data.seq_len)
+    assert init is not None
+    side = patch_size(read_hf_config(init.path))
+    return data.seq_len if data.image_shape is None else (data.image_shape[0] // side) * (data.image_shape[1] // side)
+
+
+def _check_rows(config: PretrainConfig, dataset: Artifact[TokenDataset], init: Mapping[str, Any] | None, where: str) -> None:
+    """Refuses rows in which documents could not be kept apart."""
+    if config.objective.family != "encoder" or dataset.payload.packing == "unpacked":
+        return
+    if config.attention == "eager":
+        raise ConfigError("an encoder keeps documents that share a row apart with attention sdpa only", where=f"{where}.attention", todo="leave it out")
+    if (config.model is not None and not config.model.packs) or (init is not None and init.get("model_type") == "esm"):
+        raise ConfigError(f"this encoder reads one document a row, and {dataset.name} packs several", where=where, todo="prepare it with packing: {type: unpacked}")
+
+
+def _check_init(init: Artifact[Checkpoint], dataset: Artifact[TokenDataset], objective: Objective, where: str) -> None:
+    if init.payload.head != objective.head:
+        raise ConfigError(f"{init.name} holds a {init.payload.head} head and cannot be pretrained further with an objective for {objective.head}", where=where)
+    hf_config = read_hf_config(init.path)
+    if dataset.payload.image_shape is not None:
+        _check_images(hf_config, dataset.payload.image_shape, init.name, where)
+        return
+    positions = hf_config.get("max_position_embeddings")
+    if positions is not None:
+        positions -= position_offset(hf_config)
     if positions is not None and dataset.payload.seq_len > positions:
         raise ConfigError(f"rows of {dataset.payload.seq_len} positions are longer than the {positions} of {init.name}", where=where, todo="lower seq_len of the dataset")
     theirs, ours = (_vocabulary(folder) for folder in (init.path, dataset.path / "tokenizer"))
     if dataset.payload.vocab_size > init.payload.vocab_size or theirs != ours:
         raise ConfigError(f"{dataset.name} was tokenized with another vocabulary than that of {init.name}", where=where, todo=f"prepare it with tokenizer: {{type: pretrained, path: {init.path}}}")
+
+
+def _check_images(hf_config: Mapping[str, Any], shape: tuple[int, int, int], name: str, where: str) -> None:
+    size = hf_config.get("image_size")
+    theirs = (*((size, size) if isinstance(size, int) else tuple(size or ())), hf_config.get("num_channels"))
+    if theirs != shape:
+        raise ConfigError(f"{name} reads images of {theirs} and the dataset holds {shape} (height, width, channels)", where=where, todo="prepare images of its size")
 
 
 def _vocabulary(folder: Path) -> object:
@@ -144,7 +193,7 @@ def _checkpoint(
     config, lines, found = job.config, read_metrics(job.out / METRICS), latest_state(job.states)
     summary = json.loads((out.work / SUMMARY).read_text())
     hf_config, n_params = read_hf_config(job.out), count_weights(job.out)
-    tokens_per_step = config.global_batch_size * job.seq_len
+    tokens_per_step = config.global_batch_size * job.positions
     tokens = (job.last_step - job.first_step) * tokens_per_step
     steps_s = [tokens_per_step / line["tokens_per_s"] for line in lines]
     # Attempts that were killed count with the steps that were kept of them.
@@ -153,15 +202,16 @@ def _checkpoint(
     out.spend(device=summary["device"], count=devices, seconds=held_s)
     points = loss_points(lines)
     return Checkpoint(
-        head="causal_lm",
+        head=config.objective.head,
         architecture=str(hf_config["model_type"]),
         digest=hf_digest(job.out),
         n_params=n_params,
-        vocab_size=int(hf_config["vocab_size"]),
+        vocab_size=int(hf_config.get("vocab_size") or 0),
         step=job.last_step,
         tokens_seen=tokens + (previous.payload.tokens_seen if previous is not None else 0),
         cursor=found[1].cursor if found is not None else None,
         losses=points,
+        objective=dump(config.objective),
         parent=previous.fingerprint if previous is not None else init.fingerprint if init is not None else None,
         figures={
             "train/loss": points[-1].loss,
@@ -172,8 +222,15 @@ def _checkpoint(
         # Only an attempt that took the first step itself knows how long it took to get there.
         | read
         | ({"perf/start_s": lines[0]["time"] - begun} if lines[0]["time"] > begun else {}),
-        cost=_cost(flops_per_token(hf_config, n_params, job.seq_len), tokens, devices * held_s / 3600, previous),
+        cost=_cost(_flops(job, hf_config, n_params), tokens, devices * held_s / 3600, previous),
     )
+
+
+def _flops(job: PretrainJob, hf_config: Mapping[str, Any], n_params: int) -> float | None:
+    """FLOPs of a trained position; None where neither the architecture nor the config of a model from outside tells."""
+    if job.model is None or job.model.family in ("decoder", "encoder"):
+        return flops_per_token(hf_config, n_params, job.seq_len)
+    return job.model.flops_per_token(int(hf_config.get("vocab_size") or 0), job.positions)
 
 
 def _cost(per_token: float | None, tokens: int, device_hours: float, previous: Artifact[Checkpoint] | None) -> Cost:

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmray.core.artifact import write_json
+from fmray.core.artifact import load, write_json
 from fmray.core.cursor import Cursor
 from fmray.core.errors import ArtifactError
+from fmray.data.dataset import TokenDataset
 from fmray.data.ledger import LedgerWriter, next_attempt
 from fmray.data.reader import TokenReader
-from fmray.model.architectures import padded_vocab_size
+from fmray.model.architectures import Architecture, padded_vocab_size
 from fmray.model.export import save_model
-from fmray.train.batches import recorded, token_batches
+from fmray.model.positions import position_offset
+from fmray.objectives import setting_for
+from fmray.train.batches import recorded, row_batches
 from fmray.train.config import PretrainConfig
 from fmray.train.deepspeed_engine import DeepSpeedEngine, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
@@ -32,14 +35,17 @@ SUMMARY = "summary.json"
 class PretrainJob:
     """Everything a worker needs, in plain values and paths that every node can read.
 
-    `first_step` is where this round begins (0 in the first), `last_step` where it ends. `previous` is the folder of
+    `model` is the config's, fitted to the dataset's images; a row has `seq_len` tokens and `positions` that are trained on (both are
+    the same for text). `first_step` is where this round begins (0 in the first), `last_step` where it ends. `previous` is the folder of
     states whose last one it begins from, `init` a Hugging Face directory whose weights it begins from.
     """
 
     config: PretrainConfig
+    model: Architecture | None
     dataset: Path
     vocab_size: int
     seq_len: int
+    positions: int
     special_ids: dict[str, int]
     out: Path
     states: Path
@@ -81,11 +87,15 @@ def build_model(job: PretrainJob) -> "PreTrainedModel":
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"cannot be opened ({str(error).splitlines()[0]})", where=str(job.init)) from error
+        config.objective.configure(model.config)
         return model
-    assert config.model is not None
-    hf_config = config.model.hf_config(padded_vocab_size(job.vocab_size), job.seq_len)
-    hf_config.bos_token_id, hf_config.eos_token_id = job.special_ids["bos"], job.special_ids["eos"]
-    hf_config.pad_token_id = job.special_ids["pad"]
+    assert job.model is not None
+    hf_config = job.model.hf_config(padded_vocab_size(job.vocab_size), job.seq_len)
+    for name, token_id in job.special_ids.items():
+        setattr(hf_config, f"{name}_token_id", token_id)
+    if offset := position_offset(hf_config.to_dict()):
+        hf_config.max_position_embeddings += offset
+    config.objective.configure(hf_config)
     torch.manual_seed(config.seed)
     fresh: PreTrainedModel = auto.from_config(hf_config, attn_implementation=config.attention)
     return fresh
@@ -126,7 +136,7 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     cursor, attempt = _resume(job, place, engine)
     reader = TokenReader(job.dataset, "train", config.seed, config.global_batch_size)
     ledger = _ledger(job, place, attempt, engine.step, reader.n_rows) if config.ledger else None
-    log = MetricsLog(job.out / METRICS, from_step=engine.step, tokens_per_step=config.global_batch_size * job.seq_len) if place.rank == 0 else None
+    log = MetricsLog(job.out / METRICS, from_step=engine.step, tokens_per_step=config.global_batch_size * job.positions) if place.rank == 0 else None
 
     def on_step(step: int, stats: StepStats, behind: Cursor) -> None:
         if log is not None:
@@ -138,13 +148,16 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
             if log is not None:
                 log.pause()
 
-    rows = token_batches(reader, config.objective, cursor, rank=place.rank, world_size=place.world_size, micro_batch_size=config.rows_per_pass)
+    module: Any = engine.module
+    payload, hf_config = load(job.dataset, TokenDataset).payload, module.config.to_dict()
+    setting = setting_for(job.dataset, payload, hf_config, config.seed)
+    rows = row_batches(reader, config.objective, setting, cursor, rank=place.rank, world_size=place.world_size, micro_batch_size=config.rows_per_pass)
     with closing(rows):
         batches = rows if ledger is None else recorded(rows, ledger, cursor, engine.step)
         train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step)
     weights = engine.export_state_dict()
     if place.rank == 0:
-        save_model(job.out, engine.module, weights, job.init or job.dataset / "tokenizer")
+        save_model(job.out, engine.module, weights, job.init or (job.dataset / "tokenizer" if job.vocab_size else None))
         _summarise(job, engine)
 
 

@@ -70,7 +70,7 @@ def dataset(
         pq.write_table(table, root / name, row_group_size=block_rows)
         shards.append(Shard.model_validate({"split": split, "name": name, "rows": rows, "sha256": "0" * 64, "source": source}))
         first[split] += rows
-    image = {"modality": "image", "image_shape": image_shape, "columns": IMAGE_COLUMNS} if image_shape is not None else {}
+    image = {"modality": "image", "image_shape": image_shape, "columns": IMAGE_COLUMNS, "seq_len": 0, "vocab_size": 0, "special_ids": {}, "packing": "unpacked"} if image_shape is not None else {}
     return commit(root, described(shards, block_rows=block_rows, **image))
 
 

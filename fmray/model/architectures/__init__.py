@@ -1,13 +1,14 @@
 """Architectures by named sizes: their Hugging Face configs, parameter counts and FLOPs. One file each."""
 
 import abc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from fmray.core.config import Component
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+Family = Literal["decoder", "encoder", "encoder_decoder", "image_autoencoder"]
 VOCAB_MULTIPLE = 64
 
 
@@ -17,15 +18,33 @@ def padded_vocab_size(n_tokens: int) -> int:
 
 
 class Architecture(Component, package="fmray.model.architectures"):
-    """The shape of a model before it has weights. `vocab_size` is the padded one everywhere."""
+    """The shape of a model before it has weights. `vocab_size` is the padded one everywhere, and 0 for images.
+
+    `family` says which objectives can train it, `packs` whether it keeps documents apart that share a row.
+    """
+
+    family: ClassVar[Family]
+
+    @property
+    def packs(self) -> bool:
+        """Whether documents that share a row can be kept apart."""
+        return True
+
+    def fit(self, image_shape: tuple[int, int, int] | None) -> Self:
+        """The same architecture for images of (height, width, channels); itself, where it reads text."""
+        return self
+
+    def positions(self, seq_len: int) -> int:
+        """Positions of a row: its tokens, or the patches of its image."""
+        return seq_len
 
     @abc.abstractmethod
     def hf_config(self, vocab_size: int, max_positions: int) -> "PreTrainedConfig":
         """The Hugging Face config, from which `AutoModel...from_config` builds the model."""
 
     @abc.abstractmethod
-    def count_params(self, vocab_size: int) -> int:
-        """Parameters, shared ones counted once: equal to the built model's own count."""
+    def count_params(self, vocab_size: int, max_positions: int = 0) -> int:
+        """Parameters, shared ones counted once: equal to the built model's own count. Rotary positions have none."""
 
     @abc.abstractmethod
     def flops_per_token(self, vocab_size: int, seq_len: int) -> float:

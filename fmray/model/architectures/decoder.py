@@ -1,11 +1,11 @@
 """Causal decoders of the Llama type (rotary positions, RMSNorm, gated MLP), by named sizes."""
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fmray.core.config import Config
-from fmray.model.architectures import Architecture
+from fmray.model.architectures import Architecture, Family
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -52,6 +52,7 @@ class Decoder(Architecture):
     """A named size; any dimension may be overridden."""
 
     type: Literal["decoder"] = "decoder"
+    family: ClassVar[Family] = "decoder"
     size: Size = "nano"
     num_hidden_layers: int | None = Field(None, ge=1)
     hidden_size: int | None = Field(None, ge=1)
@@ -97,7 +98,7 @@ class Decoder(Architecture):
             eos_token_id=None,
         )
 
-    def count_params(self, vocab_size: int) -> int:
+    def count_params(self, vocab_size: int, max_positions: int = 0) -> int:
         """Embeddings, per layer four attention projections, three MLP projections and two norms, the last norm, the head."""
         shape = self.shape
         tables = 1 if shape.tie_word_embeddings else 2

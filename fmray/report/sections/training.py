@@ -44,7 +44,7 @@ def _guides(run: RunView, step: StepView) -> list[tuple[float, str]]:
     """The loss of guessing uniformly, and the held-out loss when an evaluation of this checkpoint gives it."""
     guides: list[tuple[float, str]] = []
     vocabulary = step.payload.get("vocab_size")
-    if step.payload.get("head") == "causal_lm" and vocabulary:
+    if step.payload.get("head") in ("causal_lm", "masked_lm", "seq2seq_lm") and vocabulary:
         guides.append((math.log(vocabulary), "uniform guess"))
     for report in run.of_kind("report"):
         if report.payload.get("subject") == step.fingerprint:

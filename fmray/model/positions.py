@@ -1,0 +1,17 @@
+"""Where a model's Hugging Face config says how it numbers positions and cuts images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# These count positions from behind the padding token's id, which takes the first rows of their table for itself.
+OFFSET_TYPES = ("roberta", "xlm-roberta", "camembert")
+
+
+def position_offset(hf_config: Mapping[str, Any]) -> int:
+    """What stands between a position and its row in the table of positions: pad_token_id + 1 for RoBERTa's kin, else 0."""
+    return int(hf_config.get("pad_token_id") or 0) + 1 if hf_config.get("model_type") in OFFSET_TYPES else 0
+
+
+def patch_size(hf_config: Mapping[str, Any]) -> int:
+    """The side of the square patches of an image model, 0 for text."""
+    return int(hf_config.get("patch_size") or 0)

@@ -1,0 +1,96 @@
+"""Every kind of pretraining on real workers: it learns, opens with its Auto class, is measured, and refuses what does not fit."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers
+
+from fmray.core.errors import ConfigError
+from tests.data import made
+from tests.distributed.running import curve, pretrain
+from tests.train.dataset import token_dataset
+from tests.train.tiny import run
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+ENCODER = {"type": "encoder", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
+AUTOENCODER = {"type": "vit_mae", "patch_size": 4, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return token_dataset(tmp_path_factory.mktemp("data") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Bars at one of eight places, which the visible patches of a column tell."""
+    artifact = made.dataset(tmp_path_factory.mktemp("data") / "images", [120], 16, image_shape=(16, 16, 1))
+    for shard in artifact.payload.shards:
+        pixels = np.zeros((shard.rows, 16, 16), np.uint8)
+        for i, column in enumerate(2 * np.random.default_rng(shard.rows).integers(0, 8, shard.rows)):
+            pixels[i, :, column : column + 2] = 255
+        table = pa.table({"pixels": pa.FixedSizeListArray.from_arrays(pa.array(pixels.ravel()), 256), "labels": pa.array(np.zeros(shard.rows, np.int64))})
+        pq.write_table(table, artifact.path / shard.name, row_group_size=16)
+    return artifact
+
+
+def test_a_masked_language_model_learns_is_measured_and_becomes_a_classifier(text, tmp_path):
+    objective = {"type": "masked_lm", "share": 0.2}
+    artifact = pretrain(tmp_path / "base", text, model=ENCODER, objective=objective, max_steps=60, optim={"lr": 5e-3, "warmup_steps": 5})
+    lines = curve(artifact.path)
+    assert np.mean([loss for _, loss, _ in lines[-5:]]) < 0.85 * lines[0][1]
+    assert (artifact.payload.head, artifact.payload.architecture, artifact.payload.objective["share"]) == ("masked_lm", "bert", 0.2)
+    model, info = transformers.AutoModelForMaskedLM.from_pretrained(artifact.path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert artifact.payload.n_params == sum(p.numel() for p in model.parameters())
+    assert transformers.AutoTokenizer.from_pretrained(artifact.path).mask_token == "<|mask|>"
+    report = run("evaluate", {"control_rows": 4, "num_cpus": 1}, tmp_path / "eval", checkpoint=artifact, dataset=text)
+    found = {metric.name: metric for metric in report.payload.metrics}
+    assert found["eval/loss"].value < found["eval/loss"].control
+    assert found["eval/loss"].lower < found["eval/loss"].value < found["eval/loss"].upper
+    assert 0 < found["eval/accuracy"].value <= 1
+    assert found["eval/unigram_loss"].value < np.log(400)
+    assert len((report.path / "examples.jsonl").read_text().splitlines()) == 8
+    assert transformers.AutoModelForSequenceClassification.from_pretrained(artifact.path, num_labels=3)(torch.tensor([[1, 5, 2]])).logits.shape == (1, 3)
+
+
+def test_an_image_autoencoder_learns_and_beats_the_mean_image(images, tmp_path):
+    artifact = pretrain(
+        tmp_path / "base", images, model=AUTOENCODER, objective={"type": "masked_image", "normalised": False}, max_steps=60, optim={"lr": 3e-3, "warmup_steps": 5}
+    )
+    assert (artifact.payload.head, artifact.payload.architecture, artifact.payload.vocab_size) == ("masked_image", "vit_mae", 0)
+    assert artifact.payload.tokens_seen == 60 * 8 * 16
+    assert artifact.payload.cost.flops > 0
+    model, info = transformers.AutoModelForPreTraining.from_pretrained(artifact.path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert (model.config.mask_ratio, model.config.norm_pix_loss) == (0.75, False)
+    processor = json.loads((artifact.path / "preprocessor_config.json").read_text())
+    assert (processor["image_mean"], processor["size"]) == ([0.5], {"height": 16, "width": 16})
+    report = run("evaluate", {"control_rows": 4, "num_cpus": 1}, tmp_path / "eval", checkpoint=artifact, dataset=images)
+    found = {metric.name: metric for metric in report.payload.metrics}
+    assert found["eval/loss"].value < found["eval/mean_image_loss"].value < found["eval/loss"].control
+    assert "eval/accuracy" not in found
+
+
+def test_what_does_not_fit_together_is_refused_before_any_worker_starts(text, images, tmp_path):
+    with pytest.raises(ConfigError, match="objective masked_image trains on image, and corpus holds text"):
+        pretrain(tmp_path / "a", text, model=AUTOENCODER, objective={"type": "masked_image"})
+    with pytest.raises(ConfigError, match="objective causal_lm trains on text, and corpus holds image"):
+        pretrain(tmp_path / "b", images)
+    with pytest.raises(ConfigError, match="objective masked_lm trains an architecture of the family encoder, and model decoder is of decoder"):
+        pretrain(tmp_path / "c", text, objective={"type": "masked_lm"})
+    with pytest.raises(ConfigError, match="this encoder reads one document a row"):
+        pretrain(tmp_path / "d", text, model=ENCODER | {"variant": "esm"}, objective={"type": "masked_lm"})
+    with pytest.raises(ConfigError, match="keeps documents that share a row apart with attention sdpa only"):
+        pretrain(tmp_path / "e", text, model=ENCODER, objective={"type": "masked_lm"}, attention="eager")
+    with pytest.raises(ConfigError, match="rows of one document each"):
+        pretrain(tmp_path / "f", text, model={"type": "t5"}, objective={"type": "span_corruption"})
+    with pytest.raises(ConfigError, match="not a multiple of patch_size 5"):
+        pretrain(tmp_path / "g", images, model=AUTOENCODER | {"patch_size": 5}, objective={"type": "masked_image"})
+    assert not [p for p in tmp_path.iterdir() if p.name in "abcdefg"]

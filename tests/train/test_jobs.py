@@ -1,0 +1,21 @@
+"""The experiment files of pretraining in jobs/: accepted as they stand, with a gate on held-out loss, and a plan that knows the model."""
+
+from pathlib import Path
+
+import pytest
+
+import fmray  # noqa: F401  (registers the stages)
+from fmray.core.experiment import load_experiment
+
+JOBS = Path(__file__).parents[2] / "jobs"
+FILES = {"pretrain_masked": "masked_lm", "pretrain_proteins": "masked_lm", "pretrain_mnist": "masked_image", "pretrain_spans": "span_corruption"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_is_accepted_and_small_enough_for_a_laptop(name: str) -> None:
+    experiment = load_experiment(JOBS / f"{name}.yaml")
+    plans = {step.name: lines for step, lines in experiment.plan()}
+    assert experiment.steps["base"].config.objective.type == FILES[name]  # type: ignore[attr-defined]
+    assert int(plans["base"]["parameters"].split(" ")[0].replace(",", "")) < 5_000_000
+    assert " = 2 workers x " in plans["base"]["batch"]
+    assert float(plans["base"]["FLOPs"].split(" ")[0]) < 3e14
