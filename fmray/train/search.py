@@ -247,7 +247,7 @@ def _ended(config: SearchConfig, index: int, result: "Result") -> _Ended:
     if result.error is not None or not history:
         status, note = "failed", f"{_first_line(result.error)} ({died} times)" if result.error else "it ended without a report"
     else:
-        status = "finished" if len(history) == config.trial(values).epochs else "stopped"
+        status = "finished" if config.trial(values).ends_after(history) else "stopped"
         note = f"stopped by {config.scheduler.type}" if status == "stopped" else ""  # type: ignore[attr-defined]
         note += f"{', ' if note else ''}died {died} times and was taken up again" if died else ""
     trial = Trial(

@@ -58,7 +58,7 @@ def test_a_classifier_keeps_its_labels(saved, tmp_path):
 
 def _unnamed(root):
     config = json.loads((root / "config.json").read_text())
-    (root / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
+    (root / "config.json").write_text(json.dumps({**config, "architectures": ["BertForPreTraining"]}))
 
 
 def _lost_shard(root):
@@ -71,7 +71,7 @@ def _lost_shard(root):
         (shutil.rmtree, "is not a directory"),
         (lambda root: [(root / name).unlink() for name in ("config.json", "model.safetensors")], "is not a model checkpoint"),
         (lambda root: (root / "tokenizer.json").unlink(), "no tokenizer"),
-        (_unnamed, "holds BertModel"),
+        (_unnamed, "holds BertForPreTraining"),
         (_lost_shard, "lacks 1 of its 2 weight files"),
     ],
 )
