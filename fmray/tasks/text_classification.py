@@ -152,7 +152,7 @@ class TextClassification(Sourced):
             "mcc": matthews(truth_NK, predicted_NK, weights_RN),
             **averages(truth_NK, predicted_NK, weights_RN, present_only=True),
         }
-        found = {name: found[name] for name in self.metric_names}
+        found = {name: found[name] for name in TextClassification.metric_names}
         if predictions.confidence_N is not None:
             found["ece"] = calibration_error(correct_N, predictions.confidence_N, weights_RN)
         return found

@@ -13,6 +13,7 @@ from fmray.core.stage import STAGES, Job, produce
 from fmray.model.checkpoint import hf_digest
 from fmray.model.import_ import ImportConfig
 from fmray.model.language_model import LanguageModel
+from tests.models import minilm
 from tests.train.tiny import save_decoder
 
 
@@ -54,6 +55,15 @@ def test_a_classifier_keeps_its_labels(saved, tmp_path):
     payload = run(folder, tmp_path / "base")[0].payload
     assert payload.head == "sequence_classification"
     assert payload.labels == ("no", "yes")
+
+
+def test_an_encoder_without_a_head_is_one(tmp_path):
+    artifact, _ = run(minilm(), tmp_path / "base")
+    assert artifact.payload.head == "encoder"
+    assert artifact.payload.labels == ()
+    job = Job("report", 1, STAGES["evaluate"], STAGES["evaluate"].config(), {"checkpoint": artifact}, {"checkpoint": ""}, {}, tmp_path / "report")
+    with pytest.raises(ArtifactError, match="the head encoder, which says nothing to measure; tune it on a task first"):
+        produce(job, redo=False, watcher=None)
 
 
 def _unnamed(root):
