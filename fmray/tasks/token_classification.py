@@ -38,7 +38,7 @@ class TokenClassification(Sourced):
 
     type: Literal["token_classification"] = "token_classification"
     head: ClassVar[Head] = "token_classification"
-    metric_names: ClassVar[tuple[str, ...]] = ("span_f1", "span_precision", "span_recall", "macro_span_f1", "token_accuracy")
+    metric_names: ClassVar[tuple[str, ...]] = ("span_f1", "span_precision", "span_recall", "span_macro_f1", "token_accuracy")
     main_metric: ClassVar[str] = "span_f1"
     name: str = Field("entities", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     words: str = "words"
@@ -149,7 +149,7 @@ class TokenClassification(Sourced):
             "span_f1": ratio(2 * top.sum(axis=1), (true + guessed).sum(axis=1)),
             "span_precision": ratio(top.sum(axis=1), guessed.sum(axis=1)),
             "span_recall": ratio(top.sum(axis=1), true.sum(axis=1)),
-            "macro_span_f1": ratio(every_RK.sum(axis=1), (true + guessed > 0).sum(axis=1)),
+            "span_macro_f1": ratio(every_RK.sum(axis=1), (true + guessed > 0).sum(axis=1)),
             "token_accuracy": weights_RN @ np.asarray(right_N, float) / (weights_RN @ np.array([len(tags) for tags in targets], float)),
         }
 

@@ -52,7 +52,7 @@ def tagged(n: int = N, seed: int = 2) -> list[list[tuple[str, str]]]:
     """Sentences in which the words of two topics are spans: what one topic word begins, a next one of the same goes on with."""
     sentences = []
     kinds = {word: label[:3].upper() for label in ("cooking", "sailing") for word in tiny.WORDS[label]}
-    for sentence, _ in tiny.labelled(n, seed)[:n]:
+    for sentence, _ in random.Random(seed).sample(tiny.labelled(n, seed), n):
         tags: list[tuple[str, str]] = []
         for word in sentence.split():
             kind = kinds.get(word)
@@ -64,9 +64,7 @@ def tagged(n: int = N, seed: int = 2) -> list[list[tuple[str, str]]]:
 
 def words(folder: Path) -> dict[str, Any]:
     """A tag a word."""
-    sentences = sorted(tagged(3 * N))[: N + 10] + [s for s in tagged(3 * N) if any(t != "O" for _, t in s)][:N]
-    unique = {" ".join(w for w, _ in s): s for s in sentences}
-    (folder / "words.conll").write_text("\n".join("".join(f"{w}\t{t}\n" for w, t in s) for s in unique.values()))
+    (folder / "words.conll").write_text("\n".join("".join(f"{w}\t{t}\n" for w, t in sentence) for sentence in tagged()))
     return {"type": "token_classification", "source": {"type": "conll", "path": str(folder / "words.conll")}}
 
 
