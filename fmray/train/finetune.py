@@ -18,6 +18,7 @@ from fmray.core.stage import Out, stage
 from fmray.model.checkpoint import Checkpoint, LossPoint, Trial, count_weights, hf_digest, read_hf_config
 from fmray.model.flops import flops_per_token
 from fmray.tasks import TaskData
+from fmray.tasks.classifier import Method
 from fmray.train.beat import Beat, following
 from fmray.train.tuning import MODEL, Epochs, Tuned, TuningConfig, read_progress, tune_classifier
 
@@ -25,6 +26,8 @@ TASK_SUMMARY = "task.json"
 CONTROL = "control"
 EPOCHS = "epochs"
 LOSS_POINTS = 200
+# How much of the work of a full step remains: forward, and backward through activations, without the gradients of weights that stay.
+WORK: dict[Method, float] = {"full": 1.0, "lora": 2 / 3, "frozen": 1 / 3}
 
 
 class FinetuneConfig(TuningConfig):
@@ -80,7 +83,8 @@ def finetune(config: FinetuneConfig, checkpoint: Artifact[Checkpoint], out: Out)
         run_tuning(config, checkpoint.path, seen, epochs.folder, out, from_scratch=True, what="control from random weights")
         shutil.copytree(epochs.best() / MODEL, out.path / CONTROL, dirs_exist_ok=True)
         every.append(epochs)
-    spent = Spent(sum(epochs.n_tokens() for epochs in every), time.monotonic() - began)
+    shares = [WORK[config.method]] * config.seeds + [1.0] * config.control
+    spent = Spent(sum(epochs.n_tokens() * share for epochs, share in zip(every, shares, strict=True)), time.monotonic() - began)
     scores = [max(epochs.history()) for epochs in tunings]
     best = tunings[scores.index(max(scores))].best()
     payload = export(out, checkpoint, config, data, best, spent, more=_over_seeds(config, scores))
@@ -136,9 +140,11 @@ def _worker(config: TuningConfig, start: Path, data: Path, folder: Path, beat_fi
 
 @dataclass(frozen=True)
 class Spent:
-    """What all trainings of a stage took: tokens trained on, and seconds that its processes ran, added up."""
+    """What all trainings of a stage took: tokens trained on (each times the share in `WORK` of its method), and seconds that its
+    processes ran, added up.
+    """
 
-    n_tokens: int
+    n_tokens: float
     seconds: float
 
 
@@ -178,7 +184,7 @@ def export(
         cost=Cost(
             flops=None if per_token is None else per_token * spent.n_tokens,
             device_hours=count * spent.seconds / 3600,
-            notes="all trainings of this step; flops: 6 N + 12 L d T a token at the mean length, without padding and scoring",
+            notes="all trainings of this step; flops: 6 N + 12 L d T a token at the mean length (frozen: a third, lora: two thirds of it), without padding and scoring",
         ),
     )
 
