@@ -116,7 +116,8 @@ class Classifier:
             if from_scratch:
                 model = auto.from_config(config, dtype=_float32())
             else:
-                model = auto.from_pretrained(path, config=config, dtype=_float32(), **_SAFELY)
+                model, told = auto.from_pretrained(path, config=config, dtype=_float32(), output_loading_info=True, **_SAFELY)
+                _require_body(model, set(told["missing_keys"]), path)
         return cls(model.to(_device(device)), tokenizer, head)
 
     def train_only(self, method: Method, lora: "LoraShape") -> None:
@@ -254,6 +255,26 @@ def _auto(name: str) -> Any:
     import transformers
 
     return getattr(transformers, name)
+
+
+def _require_body(model: Any, missing: set[str], path: Path) -> None:
+    """Sees that the weights below the head are those in `path`.
+
+    Some architectures hold their body under another name with one head than with another (a Llama's under `transformer` with that of
+    questions, else under `model`). transformers then finds none of its weights and leaves it random, with no more than a warning.
+
+    Raises:
+        ArtifactError: there are no weights for the body.
+    """
+    prefix = f"{model.base_model_prefix}."
+    if not {name for name in model.state_dict() if name.startswith(prefix)} <= missing:
+        return
+    from transformers import AutoModel
+
+    body, told = AutoModel.from_pretrained(path, dtype=_float32(), output_loading_info=True, **_SAFELY)
+    if len(told["missing_keys"]) == len(body.state_dict()):
+        raise ArtifactError(f"holds no weights of a {type(body).__name__}", where=str(path), todo="check its config.json")
+    model.base_model.load_state_dict(body.state_dict())
 
 
 def _require_fit(config: Any, tokenizer: Any, path: Path) -> None:
