@@ -130,8 +130,7 @@ class Classifier:
         if method == "full":
             return
         body = self.model.base_model
-        inside = {id(p) for p in body.parameters()}
-        fresh = [name for name, child in self.model.named_children() if child is not body and not any(id(p) in inside for p in child.parameters())]
+        fresh = [name for name, child in self.model.named_children() if child is not body and any(True for _ in child.parameters())]
         if method == "frozen":
             for parameter in body.parameters():
                 parameter.requires_grad_(False)
