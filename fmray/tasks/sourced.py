@@ -196,12 +196,12 @@ def assign(examples: Sequence[Example], shares: Sequence[float], n_labels: int) 
         groups.setdefault(int(group), []).append(place)
     open_S = np.flatnonzero(shares)
     counts_NK = _occurrences(examples, n_labels)
-    wanted_SK = np.outer(np.asarray(shares)[open_S] / sum(shares), counts_NK.sum(axis=0)) + 1e-12
+    wanted_SK = np.outer(np.asarray(shares)[open_S], counts_NK.sum(axis=0)) / sum(shares)
     filled_SK = np.zeros_like(wanted_SK)
     split_of = [0] * len(examples)
     for places in sorted(groups.values(), key=len, reverse=True):
         counts_K = counts_NK[places].sum(axis=0)
-        lack_S = ((wanted_SK - filled_SK) / wanted_SK) @ counts_K
+        lack_S = np.divide(wanted_SK - filled_SK, wanted_SK, out=np.zeros_like(wanted_SK), where=wanted_SK > 0) @ counts_K
         chosen = int(lack_S.argmax())
         filled_SK[chosen] += counts_K
         for place in places:
