@@ -5,7 +5,8 @@
 TEXT_FOLDER holds .txt or .txt.gz files; their text is repeated up to --mb. Every contender gets the same documents (lines) from
 the same plain text files, the same tokenizer, and 2 cores. Raw: `encode_batch_fast` over documents that lie in memory, two threads,
 nothing read or written: the limit. The others read files, tokenize, pack into rows of 256 and write Parquet (datatrove: its own
-format), and are timed without their imports and, for Ray, without its start. Peak memory is the sum of PSS of the whole process tree.
+format), and are timed without their imports and, for Ray, without its start (`ray_start_s`: the cluster, Ray Data's import and the
+first workers). Peak memory is the sum of PSS of the whole process tree.
 """
 
 import argparse
@@ -121,6 +122,10 @@ def fmray(folder: Path) -> dict[str, float]:
     }  # fmt: skip
     began = time.perf_counter()
     cluster.connect()
+    import ray.data
+
+    # Ray's start-up is its own figure: the cluster, Ray Data's import, and the first worker processes.
+    ray.data.from_items([{"n": n} for n in range(4)], override_num_blocks=4).map_batches(lambda batch: batch).materialize()
     started = time.perf_counter() - began
     storage = folder / "fmray"
     seen: list[tuple[float, float, float]] = []
@@ -138,11 +143,13 @@ def fmray(folder: Path) -> dict[str, float]:
     seconds = time.perf_counter() - clock
     payload = outcome.artifact.payload
     shutil.rmtree(storage)
+    session = Path(ray._private.worker._global_node.get_session_dir_path())  # type: ignore[union-attr]
+    n_spilled = sum(1 for path in session.rglob("*") if "spilled" in str(path) and path.is_file())
     cluster.close()
     first_s, first_done, total = seen[0]
     return {
         "n_tokens": payload.n_tokens + payload.n_validation_tokens - 2 * (payload.n_documents + payload.n_validation_documents),
-        "seconds": seconds, "ray_start_s": started, "peak_gb": memory.peak_gb or 0.0, "first_rows_s": first_s, "first_rows_share": first_done / total,
+        "seconds": seconds, "ray_start_s": started, "peak_gb": memory.peak_gb or 0.0, "first_rows_s": first_s, "first_rows_share": first_done / total, "spilled_files": n_spilled,
     }  # fmt: skip
 
 

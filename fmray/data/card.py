@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from fmray.data.dataset import ALL, CANARIES, HASHES, REMOVED, SPLITS, TOKENIZER, TokenDataset
+from fmray.data.sources import Share
 
 SHOWN = 20
 """How many entries of a list that a corpus can make long are shown."""
@@ -41,6 +42,11 @@ def card(payload: TokenDataset, *, name: str, licences: Mapping[str, str] | None
     ]
     front = yaml.safe_dump(_front_matter(payload, name, origins), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n" + "\n".join(f"{title}\n\n{text.strip()}\n" for title, text in sections if text)
+
+
+def licences(shares: Mapping[str, Share]) -> dict[str, str]:
+    """The licences that the sources of a corpus state, by name."""
+    return {name: share.source.license for name, share in shares.items() if share.source.license}
 
 
 def _front_matter(payload: TokenDataset, name: str, origins: Sequence[Origin]) -> dict[str, Any]:
@@ -82,8 +88,9 @@ def _origins(source: Mapping[str, Any], licences: Mapping[str, str], name: str =
     if isinstance(inner := source.get("source"), Mapping):
         return _origins(inner, licences, name)
     licence = str(source.get("license") or licences.get(name, ""))
-    said = ", ".join(f"{key} {value}" for key, value in source.items() if key not in ("type", "license") and not isinstance(value, (Mapping, list, tuple)))
-    return [(name, f"{source.get('type', 'unknown')}{f': {said}' if said else ''}", licence)]
+    files = source.get("files")
+    said = f", {files['n_files']:,} files" if isinstance(files, Mapping) and "n_files" in files else ""
+    return [(name, f"{source.get('type', 'unknown')}{said}", licence)]
 
 
 def _sources(origins: Sequence[Origin]) -> str:
@@ -126,6 +133,7 @@ def _rows(payload: TokenDataset) -> str:
         f"- packing: {_escaped(payload.packing)}; {payload.n_truncated_tokens:,} tokens were left out by it",
     ]
     lines += [f"- positions of the training split that hold tokens: {payload.utilisation:.2%}"] if payload.utilisation is not None else []
+    lines += [f"- `{payload.bias}` says how the corpus speaks of groups, before and after what was done about it"] if payload.bias else []
     lines += [f"- `{HASHES}` holds the hashes of the training documents, to find what a test set has in common with them"]
     return lines[0] + "\n\n" + "\n".join(lines[1:])
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from fmray.data.corpus_bias import CorpusBias
-from fmray.data.filters import Filter
 from fmray.data.ingest import Ingested, Reading, read_batches, text_hashes
 from fmray.data.order import unit
 from fmray.data.shards import ShardPart, words_in
@@ -21,7 +20,6 @@ class Direct:
 
     layout: Layout
     hashes: Path
-    filters: tuple[Filter, ...]
     bias: CorpusBias | None
     split_key: int
     validation_fraction: float
@@ -47,7 +45,7 @@ def write_directly(job: Direct, numbered: tuple[int, Reading]) -> DirectPart:
         SplitWriter(job.layout, "train", reading.source, index) as train,
         SplitWriter(job.layout, "validation", reading.source, index) as validation,
     ):
-        for texts in read_batches(reading, job.filters, read):
+        for texts in read_batches(reading, read):
             hashes = text_hashes(texts)
             is_validation = unit(hashes, job.split_key) < job.validation_fraction
             kept = [text for text, out in zip(texts, is_validation, strict=True) if not out]

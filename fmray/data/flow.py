@@ -1,5 +1,6 @@
 """Work on parts of a corpus as Ray Data tasks: results as they finish, and those of an interrupted run taken up again."""
 
+import errno
 import logging
 import os
 import pickle
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fmray.cluster import require
-from fmray.core.errors import FmrayError, RunError
+from fmray.core.errors import FmrayError, ResourceError, RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,6 +53,7 @@ def each(function: Callable[[T], R], items: Sequence[T], kept: Kept[R]) -> Itera
 
     Raises:
         FmrayError: a task raised it.
+        ResourceError: the disk is full.
         RunError: a task failed otherwise.
     """
     missing: list[tuple[int, T]] = []
@@ -106,6 +108,10 @@ def _apply(function: Callable[[Any], Any], kept: Kept[Any], batch: "pa.Table") -
     try:
         result = function(value)
         kept.save(index, result)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        result = ResourceError(f"no space is left on the disk ({error.strerror or error})", where=str(kept.folder.parent), todo="make room and run it again: it goes on")
     except FmrayError as error:
         # Travels as a result: bad input is no fault of the task, and Ray wraps what a task raises until its parts are lost.
         result = error

@@ -16,7 +16,7 @@ from fmray.core.artifact import tree_digest
 from fmray.core.config import Config
 from fmray.core.errors import DataError
 from fmray.core.stage import Out
-from fmray.data.card import card
+from fmray.data.card import card, licences
 from fmray.data.dataset import CARD, HASHES, IMAGE_COLUMNS, SPLITS, Part, TokenDataset
 from fmray.data.documents import Place, key_ranges, lay_down
 from fmray.data.flow import Kept, each
@@ -109,7 +109,7 @@ def prepare_images(config: Any, out: Out) -> TokenDataset:
     out.spend(device="cpu", count=1, seconds=watch.read.task_s + sum(part.task_s for part in parts))
     save_hashes(out.work / "hashes", out.path / HASHES)
     payload = _payload(config, layout, watch.read, parts)
-    (out.path / CARD).write_text(card(payload, name=out.name), encoding="utf-8")
+    (out.path / CARD).write_text(card(payload, name=out.name, licences=licences(shares)), encoding="utf-8")
     return payload
 
 
@@ -251,7 +251,7 @@ def _payload(config: Any, layout: ImageLayout, read: Ingested, made: list[ImageP
         ),
         removed=dict(sorted(removed.items())),
         notes=dict(sorted(read.counts.notes.items())),
-        skipped=tuple(read.counts.bad),
+        skipped=tuple(sorted(read.counts.bad)),
         n_skipped=read.counts.n_bad,
         canaries=None,
         source=config.source.identity(),

@@ -24,12 +24,13 @@ BATCH_BYTES = 1024**2
 
 @dataclass(frozen=True)
 class Reading:
-    """A part of a corpus to read: partition number `part` of source number `source`, which fails on bad input or skips it."""
+    """A part of a corpus to read: partition number `part` of source number `source`, which fails on bad input or skips it, and the filters that it goes through."""
 
     source: int
     part: int
     partition: Partition
     on_error: OnError = "fail"
+    filters: tuple[Filter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class Ingest:
     documents: Path
     signatures: Path
     order_key: int
-    filters: tuple[Filter, ...]
     near: NearDuplicates | None
     bias: CorpusBias | None
 
@@ -74,9 +74,9 @@ class Ingested:
             self.bias.add(other.bias)
 
 
-def read_batches(reading: Reading, filters: Sequence[Filter], done: Ingested) -> Iterator[list[str]]:
+def read_batches(reading: Reading, done: Ingested) -> Iterator[list[str]]:
     """The normalised and cleaned texts of a part, about a megabyte at a time; what is left out is counted into `done`."""
-    cleaner = Cleaner(filters)
+    cleaner = Cleaner(reading.filters)
     done.cleaning = cleaner.done
     texts: list[str] = []
     ids: list[str] = []
@@ -117,7 +117,7 @@ def ingest(job: Ingest, reading: Reading) -> Ingested:
     done = Ingested(source=reading.source, bias=job.bias.empty() if job.bias else None)
     pending: list[str] = []
     size = first = 0
-    for texts in read_batches(reading, job.filters, done):
+    for texts in read_batches(reading, done):
         pending += texts
         size += sum(map(len, texts))
         if job.bias is not None and done.bias is not None:

@@ -98,9 +98,9 @@ class Made:
 
 def one_pass(passes: Passes, out: Out) -> Made:
     """Reads each part of the corpus and writes its shards in one task."""
-    todo = readings(passes.shares)
+    todo = readings(passes.shares, passes.filters)
     _make_tokenizer(passes, out, iter(()))
-    job = Direct(passes.layout(out), out.work / "hashes", passes.filters, passes.bias, passes.split_key, passes.validation_fraction)
+    job = Direct(passes.layout(out), out.work / "hashes", passes.bias, passes.split_key, passes.validation_fraction)
     watch = Watch(out, "reading, tokenizing and packing", len(todo), passes.shares)
     made = Made(Ingested(), [])
     for part in each(partial(write_directly, job), list(enumerate(todo)), Kept[DirectPart](out.work / "direct")):
@@ -116,8 +116,8 @@ def one_pass(passes: Passes, out: Out) -> Made:
 
 def two_passes(passes: Passes, out: Out) -> Made:
     """Lays the corpus down in shuffled order, then selects, tokenizes and writes it range by range."""
-    todo = readings(passes.shares)
-    job = Ingest(out.work / "documents", out.work / "signatures", key(passes.seed, 0), passes.filters, passes.near, passes.bias)
+    todo = readings(passes.shares, passes.filters)
+    job = Ingest(out.work / "documents", out.work / "signatures", key(passes.seed, 0), passes.near, passes.bias)
     watch = Watch(out, "reading", len(todo), passes.shares)
     for part in each(partial(ingest, job), todo, Kept[Ingested](out.work / "ingested")):
         watch(part)

@@ -89,6 +89,11 @@ class PrepareConfig(Config):
             raise ValueError("image is for sources of images, and the source holds text")
         elif self.seq_len is None or self.vocab_size is None:
             raise ValueError("text needs seq_len and vocab_size")
+        elif self.vocab_size < self.tokenizer.smallest:
+            raise ValueError(f"vocab_size is {self.vocab_size}, and a tokenizer of this type has at least {self.tokenizer.smallest} tokens")
+        strangers = [name for rule in self.filters for name in rule.sources if name not in self.source.mixture()]
+        if strangers:
+            raise ValueError(f"filters name the source '{strangers[0]}'; the sources are {', '.join(self.source.mixture())}")
         return self
 
     def passes(self) -> Passes:

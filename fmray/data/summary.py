@@ -12,7 +12,7 @@ from fmray.core.artifact import tree_digest, write_json
 from fmray.core.errors import DataError
 from fmray.core.stage import Out
 from fmray.data import tokenizer as tokenizers_
-from fmray.data.card import card
+from fmray.data.card import card, licences
 from fmray.data.dataset import (
     BIAS,
     CANARIES,
@@ -50,7 +50,7 @@ def finish(passes: Passes, made: Made, source: dict[str, Any], out: Out) -> Toke
         write_json(out.path / BIAS, _bias(passes, made))
     payload = _payload(passes, made, removed, source, out)
     write_json(out.path / SAMPLES, {"rows": _sample_rows(payload, out.path)})
-    (out.path / CARD).write_text(card(payload, name=out.name), encoding="utf-8")
+    (out.path / CARD).write_text(card(payload, name=out.name, licences=licences(passes.shares)), encoding="utf-8")
     return payload
 
 
@@ -102,7 +102,7 @@ def _payload(passes: Passes, made: Made, removed: Counter[str], source: dict[str
     lengths: Counter[int] = sum((part.lengths for part in train), Counter())
     notes = made.read.counts.notes + made.read.cleaning.notes
     files = [shard.name for shard in shards] + [f"{TOKENIZER}/{path.name}" for path in (root / TOKENIZER).iterdir()]
-    sampled = {} if made.tokenizer_sample is None else dict(zip(("sample_documents", "sample_bytes"), made.tokenizer_sample, strict=True))
+    sampled = {} if made.tokenizer_sample is None else dict(zip(("n_documents", "n_bytes"), made.tokenizer_sample, strict=True))
     return TokenDataset(
         n_documents=sum(p.n_documents for p in train),
         n_tokens=sum(p.n_tokens for p in train),
@@ -129,7 +129,7 @@ def _payload(passes: Passes, made: Made, removed: Counter[str], source: dict[str
         removed=dict(sorted(removed.items())),
         notes=dict(sorted((name, n) for name, n in notes.items() if not name.startswith(LANGUAGE))),
         languages={name.removeprefix(LANGUAGE): n for name, n in sorted(notes.items()) if name.startswith(LANGUAGE)},
-        skipped=tuple(made.read.counts.bad),
+        skipped=tuple(sorted(made.read.counts.bad)),
         n_skipped=made.read.counts.n_bad,
         tokenizer={"type": str(passes.tokenizer.type), **sampled},  # type: ignore[attr-defined]
         canaries=CANARIES if passes.canaries else None,

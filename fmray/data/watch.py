@@ -1,10 +1,11 @@
 """Following tasks over a corpus: adding up what they bring, telling the terminal, stopping when too much is unreadable."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fmray.core.errors import DataError
 from fmray.core.stage import Out
+from fmray.data.filters import Filter
 from fmray.data.ingest import Ingested, Reading
 from fmray.data.sources import Share
 
@@ -13,11 +14,11 @@ SEEN_ENOUGH = 1000
 """Inputs after which a share of unreadable ones above the bound stops the run before its end."""
 
 
-def readings(shares: Mapping[str, Share]) -> list[Reading]:
-    """All parts of all sources, numbered."""
+def readings(shares: Mapping[str, Share], filters: Sequence[Filter] = ()) -> list[Reading]:
+    """All parts of all sources, numbered, each with the filters that are for its source."""
     return [
-        Reading(s, p, partition, share.source.on_error)
-        for s, share in enumerate(shares.values())
+        Reading(s, p, partition, share.source.on_error, tuple(f for f in filters if not f.sources or name in f.sources))
+        for s, (name, share) in enumerate(shares.items())
         for p, partition in enumerate(share.source.partitions())
     ]
 

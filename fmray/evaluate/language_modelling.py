@@ -66,6 +66,8 @@ def evaluate_language_model(
     """
     if dataset is None:
         raise ConfigError(f"a language model is evaluated on held-out rows and {out.name} names no dataset", where=f"{out.name}.dataset", todo="add `dataset: <the prepare step>`")
+    if dataset.payload.modality != "text":
+        raise ConfigError(f"{dataset.name} holds images, and {checkpoint.name} is a language model", where=f"{out.name}.dataset")
     if dataset.payload.vocab_size > checkpoint.payload.vocab_size:
         raise ConfigError(
             f"the dataset has {dataset.payload.vocab_size} token ids and the model {checkpoint.payload.vocab_size}", where=f"{out.name}.dataset",

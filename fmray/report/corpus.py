@@ -10,6 +10,9 @@ from typing import Any
 from fmray.report.figures import count
 
 SAMPLES = "samples.json"
+BIAS = "bias.json"
+SKEWED = 5
+"""How many of the words that lean most to one group are shown."""
 SAMPLE_CHARACTERS = 700
 """How much of a sample row is shown."""
 _REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -28,6 +31,36 @@ class SampleRow:
     def holds(self) -> str:
         """What it holds, in words."""
         return f"{self.n_tokens:,} tokens, {len(self.pieces)} {'documents or parts of them' if len(self.pieces) > 1 else 'document or a part of it'}"
+
+
+BIAS_HEAD = ("how groups are spoken of", "before", "after")
+
+
+def bias_rows(folder: Path) -> tuple[str, list[tuple[str, str, str]]]:
+    """What was done about a corpus's bias, in words, and a line of BIAS_HEAD for each figure; no lines where it was not measured.
+
+    Shares are those of the mentions of all groups; a distance is the total variation from groups that are spoken of alike, 0 to 1.
+    """
+    try:
+        found = json.loads((folder / BIAS).read_text(encoding="utf-8"))
+        before, after = found["before"], found["after"]
+        lines = [(f"mentions: {name}", _share(group), _share(after["groups"][name])) for name, group in before["groups"].items()]
+        for label, part in (("distance of mentions from even", "representation"), ("distance of associations from even", "association")):
+            lines.append((label, _distance(before[part]), _distance(after[part])))
+        for word in before["most_skewed"][:SKEWED]:
+            lines.append((f"'{word['word']}' beside {word['favours']}", _share(word), _share(next((w for w in after["most_skewed"] if w["word"] == word["word"]), None))))
+        return str(found["correct"] or "measured, nothing corrected"), lines
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", []
+
+
+def _share(counted: Mapping[str, Any] | None) -> str:
+    return "no longer among the most skewed" if counted is None else f"{counted['share']:.1%}"
+
+
+def _distance(found: Mapping[str, Any]) -> str:
+    value = found["distance_from_uniform"]
+    return "unknown" if value is None else f"{value:.3f}"
 
 
 def sample_rows(folder: Path) -> list[SampleRow]:
@@ -61,6 +94,22 @@ def _symbol(character: str) -> str:
     if character < " ":
         return chr(0x2400 + ord(character))
     return "\ufffd" if character in _REORDERING or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") else character
+
+
+def origin(source: Mapping[str, Any]) -> str:
+    """Where documents came from, in words: the kind of each source, how many files it has, and what else identifies it."""
+    if isinstance(parts := source.get("sources"), Mapping):
+        return "; ".join(f"{name}: {origin(part['source'])}" for name, part in parts.items())
+    files = source.get("files")
+    said = [f"{files['n_files']:,} files", f"sha256 {_short(files['sha256'])}"] if isinstance(files, Mapping) and {"n_files", "sha256"} <= set(files) else []
+    others = (f"{key} {_short(value)}" for key, value in source.items() if key not in ("type", "files") and not isinstance(value, Mapping) and value is not None)
+    return ", ".join([str(source.get("type", "unknown")), *said, *others])
+
+
+def _short(value: Any) -> str:
+    """A value of a source; of a digest only as much as tells it apart."""
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f"{text[:12]}…" if len(text) == 64 and text.isalnum() else text
 
 
 def is_image(data: Mapping[str, Any]) -> bool:

@@ -9,7 +9,20 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fmray.report.corpus import MIXTURE, SampleRow, cut, falling, known, lengths, mixture, n_kept, sample_rows, visible
+from fmray.report.corpus import (
+    BIAS_HEAD,
+    MIXTURE,
+    SampleRow,
+    bias_rows,
+    cut,
+    falling,
+    known,
+    lengths,
+    mixture,
+    n_kept,
+    sample_rows,
+    visible,
+)
 
 BAR = 32
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -32,6 +45,9 @@ def dataset_lines(data: Mapping[str, Any], folder: Path) -> list[RenderableType]
         lines += [*_title("languages of the documents kept"), _bars(languages, sum(n for _, n in languages))]
     if spread := lengths(data):
         lines += [*_title("training documents by length in tokens"), _bars(spread, sum(n for _, n in spread))]
+    done, figures = bias_rows(folder)
+    if figures:
+        lines += [*_title(f"bias of the training split ({done})"), _table(BIAS_HEAD, figures)]
     if samples := sample_rows(folder):
         lines += [*_title("sample rows; each block of text is one document, or the part of it in this row"), *map(_sample, samples)]
     return [*lines, Text()]

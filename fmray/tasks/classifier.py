@@ -99,6 +99,8 @@ class Classifier:
         import torch
 
         config, tokenizer = _open(path)
+        # What was tuned is asked as its own tokenizer frames a text; what starts here is framed as it was pretrained.
+        _frame_as_in_pretraining(tokenizer)
         auto = _auto(AUTO_CLASSES[head])
         if type(config) not in auto._model_mapping:
             raise ArtifactError(f"the architecture '{config.model_type}' has no {spelled(head)} head", where=str(path), todo="give a model of another architecture")
@@ -300,7 +302,6 @@ def _open(path: Path) -> tuple[Any, Any]:
         if tokenizer.eos_token is None:
             raise ArtifactError("its tokenizer has neither a padding nor an end token, so rows cannot be batched", where=str(path))
         tokenizer.pad_token = tokenizer.eos_token
-    _frame_as_in_pretraining(tokenizer)
     return config, tokenizer
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fmray.core.artifact import Artifact, load
-from fmray.core.errors import ConfigError, DataError
+from fmray.core.errors import ConfigError, DataError, ResourceError
 from fmray.data.dataset import TokenDataset
 from fmray.data.documents import (
     COPY_STEP,
@@ -108,6 +108,8 @@ def test_filters_account_for_what_they_remove(ray_session: None, corpus: Path, t
     n_short = sum(len(normalise(t)) < 80 for t in topics())
     assert sum(n for rule, n in made.payload.removed.items() if rule.startswith("length/")) == n_short
     assert all(len(text) >= 80 for text in documents(made, "train"))
+    none = prepare(tmp_path / "none", source, filters=[{"type": "length", "min_chars": 80, "sources": ["all"]}], vocab_size=300)
+    assert none.payload.removed == made.payload.removed
     listed = [json.loads(line) for line in (made.path / "removed.jsonl").read_text().splitlines()]
     assert 0 < len(listed) <= 20
     assert all(len(row["text"]) < 80 and row["rule"].startswith("length/") for row in listed)
@@ -195,6 +197,8 @@ def test_images_become_rows_of_pixels(ray_session: None, tmp_path: Path) -> None
         ({"seq_len": None}, "text needs seq_len and vocab_size"),
         ({"image": {"height": 2, "width": 2}}, "image is for sources of images"),
         ({"filters": [{"type": "lenght"}]}, "unknown filter 'lenght', did you mean 'length'?"),
+        ({"filters": [{"type": "length", "sources": ["web"]}]}, "filters name the source 'web'; the sources are all"),
+        ({"vocab_size": 100}, "vocab_size is 100, and a tokenizer of this type has at least 260 tokens"),
         ({"packing": {"type": "bestfit"}}, "unknown packing 'bestfit', did you mean 'best_fit'?"),
         ({"deduplicate": {"near": {"threshold": 2}}}, "deduplicate.near.threshold"),
         ({"source": {"type": "idx", "images": "x", "path": "x"}}, "corpus.source"),
@@ -217,6 +221,23 @@ def test_too_much_unreadable_input_stops_the_run(ray_session: None, tmp_path: Pa
         prepare(tmp_path / "runs", source, vocab_size=300)
     made = prepare(tmp_path / "runs", source | {"max_bad_fraction": 0.02}, vocab_size=300, validation_fraction=0.2)
     assert made.payload.n_skipped == len(made.payload.skipped) == 8
+
+
+def test_a_full_disk_is_said_in_one_line_and_nothing_is_taken_for_finished(ray_session: None, corpus: Path, tmp_path: Path) -> None:
+    import subprocess
+
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(small)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a small file system can be mounted by root alone")
+    try:
+        with pytest.raises(ResourceError, match="no space is left on the disk") as error:
+            prepare(small, {"type": "text", "path": str(corpus)})
+        assert "\n" not in str(error.value)
+        assert not list(small.rglob("record.json"))
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 def test_a_copy_lies_in_one_range_and_far_from_the_first(tmp_path: Path) -> None:

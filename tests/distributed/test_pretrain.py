@@ -13,6 +13,7 @@ from fmray.model.checkpoint import hf_digest
 from fmray.model.language_model import LanguageModel
 from fmray.train.pretrain import LEDGER
 from fmray.train.state import latest_state, state_folder
+from tests.data import made
 from tests.distributed.running import curve, kill_a_worker_after, pretrain
 from tests.train.dataset import VOCAB_SIZE, token_dataset
 from tests.train.tiny import Watcher
@@ -154,6 +155,9 @@ def test_what_does_not_fit_is_refused_before_any_worker_starts(quiet, dataset, t
         pretrain(tmp_path / "b", dataset, init=quiet[0])
     with pytest.raises(ConfigError, match="global_batch_size 128 is more than the 100 rows"):
         pretrain(tmp_path / "c", dataset, global_batch_size=128)
+    pictures = made.dataset(tmp_path / "pictures", [64], 16, image_shape=(4, 4, 1))
+    with pytest.raises(ConfigError, match="holds images, and causal_lm is for text"):
+        pretrain(tmp_path / "p", pictures)
     longer = token_dataset(tmp_path / "longer", seq_len=64)
     with pytest.raises(ConfigError, match="rows of 64 positions are longer than the 32"):
         pretrain(tmp_path / "d", longer, model=None, init=quiet[0])

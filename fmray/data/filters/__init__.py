@@ -29,8 +29,13 @@ Apply = Callable[[Sequence[str]], Outcome]
 class Filter(Component, package="fmray.data.filters"):
     """A rule over single documents: the same text has the same fate in any batch and on any worker.
 
+    Attributes:
+        sources: the sources of a mixture whose documents it sees, by name; empty: all of them.
+
     Override `identity` where a filter reads files, so that they enter the fingerprint by digest.
     """
+
+    sources: tuple[str, ...] = ()
 
     @abstractmethod
     def open(self) -> Apply:

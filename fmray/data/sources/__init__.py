@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from fmray.core.config import Component
+from fmray.core.config import Component, runtime
 from fmray.core.errors import DataError
 from fmray.data.dataset import ALL
 
@@ -67,6 +67,7 @@ class Source(Component, package="fmray.data.sources"):
 
     Attributes:
         on_error: `fail` stops at the first input that cannot be read; `skip` leaves it out, counts it and names it in the dataset.
+        license: under what terms the data stand, for the dataset's card.
         max_bad_fraction: with `skip`, the largest share of unreadable inputs (of them and the documents read) that is borne.
     """
 
@@ -74,6 +75,7 @@ class Source(Component, package="fmray.data.sources"):
 
     on_error: OnError = "fail"
     max_bad_fraction: float = Field(0.01, ge=0.0, le=1.0)
+    license: str | None = runtime(None, min_length=1)
 
     @abstractmethod
     def partitions(self) -> Sequence[Partition]:

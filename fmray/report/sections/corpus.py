@@ -1,10 +1,22 @@
 """What the model was trained on: size, splits, mixture, what was removed by which rule, and what rows look like."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fmray.report.charts import Row, rows_chart
-from fmray.report.corpus import MIXTURE, SampleRow, cut, falling, known, lengths, mixture, n_kept, sample_rows
+from fmray.report.corpus import (
+    BIAS_HEAD,
+    MIXTURE,
+    SampleRow,
+    bias_rows,
+    cut,
+    falling,
+    known,
+    lengths,
+    mixture,
+    n_kept,
+    origin,
+    sample_rows,
+)
 from fmray.report.markup import Markup, el, table
 from fmray.report.sections.parts import Card, card, facts, heading, tag
 from fmray.report.view import RunView, StepView
@@ -20,24 +32,19 @@ def section(run: RunView) -> Card | None:
 
 def _dataset(step: StepView) -> Markup:
     data = step.payload
-    source = data.get("source") or {}
-    pairs = [("source", ", ".join(f"{key} {_short(value)}" for key, value in source.items()) or "unknown"), *known(data)]
+    pairs = [("source", origin(data.get("source") or {})), *known(data)]
     languages = falling(data.get("languages") or {})
     spread = lengths(data)
+    done, figures = bias_rows(step.path)
     return el(
         "div",
         heading(step, "corpus", tag("measured")),
         el("div", facts(pairs), _removed(data["removed"], n_kept(data)), class_="two"),
         table(MIXTURE, mixture(data), caption="Mixture of the training split", numeric=range(1, len(MIXTURE))) if mixture(data) else None,
         el("div", _bars(spread, "Training documents by length in tokens"), _bars(languages, "Languages of the documents kept"), class_="two") if spread or languages else None,
+        table(BIAS_HEAD, figures, caption=f"Bias of the training split ({done})", numeric=range(1, 3)) if figures else None,
         _samples(sample_rows(step.path)),
     )
-
-
-def _short(value: Any) -> str:
-    """A value of a source; of a digest only as much as tells it apart."""
-    text = str(value)
-    return f"{text[:12]}…" if len(text) == 64 and text.isalnum() else text
 
 
 def _removed(removed: Mapping[str, int], kept: int) -> Markup:
