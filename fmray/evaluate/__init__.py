@@ -4,20 +4,26 @@ from collections.abc import Mapping
 
 from fmray.core.artifact import Artifact
 from fmray.core.config import Config
+from fmray.core.errors import ArtifactError
 from fmray.core.report import Report
 from fmray.core.stage import Out, stage
 from fmray.data.dataset import TokenDataset
-from fmray.evaluate.classification import evaluate_classification
 from fmray.evaluate.config import EvaluateConfig
+from fmray.evaluate.downstream import evaluate_downstream
 from fmray.evaluate.held_out import evaluate_held_out
 from fmray.evaluate.language_modelling import evaluate_language_model
 from fmray.model.checkpoint import Checkpoint
 
 # By the head of the checkpoint: (config, checkpoint, out, dataset) -> its metrics and the name of its per-example file.
 MEASURES = {
-    "causal_lm": evaluate_language_model, "masked_lm": evaluate_held_out, "masked_image": evaluate_held_out, "seq2seq_lm": evaluate_held_out,
-    "sequence_classification": evaluate_classification,
-}  # fmt: skip
+    "causal_lm": evaluate_language_model,
+    "masked_lm": evaluate_held_out,
+    "masked_image": evaluate_held_out,
+    "seq2seq_lm": evaluate_held_out,
+    "sequence_classification": evaluate_downstream,
+    "token_classification": evaluate_downstream,
+    "question_answering": evaluate_downstream,
+}
 
 
 def plan(config: EvaluateConfig, upstream: Mapping[str, Config]) -> dict[str, str]:
@@ -27,6 +33,12 @@ def plan(config: EvaluateConfig, upstream: Mapping[str, Config]) -> dict[str, st
 
 @stage("evaluate", version=1, recompute=True, plan=plan)
 def evaluate(config: EvaluateConfig, checkpoint: Artifact[Checkpoint], out: Out, dataset: Artifact[TokenDataset] | None = None) -> Report:
-    """Measures a checkpoint by its head and reports the figures about it."""
+    """Measures a checkpoint by its head and reports the figures about it.
+
+    Raises:
+        ArtifactError: the checkpoint has a head that nothing is measured with.
+    """
+    if checkpoint.payload.head not in MEASURES:
+        raise ArtifactError(f"holds a model with the head {checkpoint.payload.head}, which says nothing to measure", where=str(checkpoint.path), todo="tune it on a task first")
     metrics, examples = MEASURES[checkpoint.payload.head](config, checkpoint, out, dataset)
     return Report(subject=checkpoint.fingerprint, metrics=tuple(metrics), examples=examples)

@@ -13,7 +13,9 @@ from fmray.core.cursor import Cursor
 from fmray.core.errors import ArtifactError
 from fmray.core.report import Cost
 
-Head = Literal["causal_lm", "masked_lm", "seq2seq_lm", "masked_image", "sequence_classification"]
+Head = Literal[
+    "causal_lm", "masked_lm", "seq2seq_lm", "masked_image", "encoder", "sequence_classification", "token_classification", "question_answering"
+]
 
 # What `from_pretrained` reads. Records, logs and work folders beside them are no part of the model.
 HF_FILES = (

@@ -12,7 +12,12 @@ from fmray.core.errors import ArtifactError
 from fmray.core.stage import Out, stage
 from fmray.model.checkpoint import Checkpoint, Head, count_weights, hf_digest, hf_files, read_hf_config
 
-HEADS: dict[str, Head] = {"ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForMaskedLM": "masked_lm", "ForSequenceClassification": "sequence_classification"}
+# What the name of a model's class ends in, in the order in which it is asked: a bare `BertModel` is an encoder without a head.
+HEADS: dict[str, Head] = {
+    "ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForMaskedLM": "masked_lm", "ForSequenceClassification": "sequence_classification",
+    "ForTokenClassification": "token_classification", "ForQuestionAnswering": "question_answering", "Model": "encoder",
+}  # fmt: skip
+LABELLED = ("sequence_classification", "token_classification")
 
 
 class ImportConfig(Config):
@@ -60,7 +65,7 @@ def import_(config: ImportConfig, out: Out) -> Checkpoint:
         digest=hf_digest(out.path),
         n_params=count_weights(out.path),
         vocab_size=int(hf_config["vocab_size"]),
-        labels=tuple(labels[key] for key in sorted(labels, key=int)) if head == "sequence_classification" else (),
+        labels=tuple(labels[key] for key in sorted(labels, key=int)) if head in LABELLED else (),
     )
 
 
@@ -94,4 +99,6 @@ def _head(hf_config: Mapping[str, Any], root: Path) -> Head:
     for suffix, head in HEADS.items():
         if named.endswith(suffix):
             return head
-    raise ArtifactError(f"holds {named}, which has none of the heads {', '.join(sorted(set(HEADS.values())))}", where=str(root), todo="save it with AutoModelForCausalLM, AutoModelForMaskedLM or AutoModelForSequenceClassification")
+    known = ", ".join(dict.fromkeys(HEADS.values()))
+    todo = "save it with AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification or AutoModel"
+    raise ArtifactError(f"holds {named}, which has none of the heads {known}", where=str(root), todo=todo)

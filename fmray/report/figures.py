@@ -7,7 +7,7 @@ from typing import Any
 from fmray.core.artifact import Record
 from fmray.core.report import Decision, Metric, Report
 
-_WORDS = {"f1": "F1", "tfidf": "TF-IDF", "usd": "", "kwh": "", "kg": "", "ms": "", "flops": "FLOPs", "s": "second", "p50": "median", "p95": "95th percentile"}
+_WORDS = {"f1": "F1", "mcc": "Matthews", "ece": "calibration error", "tfidf": "TF-IDF", "usd": "", "kwh": "", "kg": "", "ms": "", "flops": "FLOPs", "s": "second", "p50": "median", "p95": "95th percentile"}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNKNOWN = "unknown"
 CONTROL = "control"  # the id of a search's control trial, from random weights

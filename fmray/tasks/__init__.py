@@ -1,39 +1,71 @@
-"""What a downstream task is: labelled examples in three splits, a head, and the metrics that judge it."""
+"""What a downstream task is: examples in three splits, a head, how both become rows and a loss, and the figures that judge it.
+
+Shapes: N examples, B rows (a long example may take several), T positions, K labels, R weightings of the examples.
+"""
 
 import abc
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmray.core.artifact import write_json
+from fmray.core.artifact import fingerprint, write_json
 from fmray.core.config import Component, Config, load_config
 from fmray.core.errors import DataError
+from fmray.model.checkpoint import Head
+from fmray.tasks.classifier import Outputs, Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPLITS = ("train", "validation", "test")
+REMEMBERED = 2
+
+Weights = NDArray[np.float64]
+"""How often each example counts in each of R resamples: [R, N]."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of one split: `texts` of length N and `labels_N`, the index of each one's label."""
+    """The examples of one split, as JSON holds them.
 
-    texts: tuple[str, ...]
-    labels_N: NDArray[np.int64]
+    `inputs` is what the model reads: a text, a pair of texts, a list of words, a mapping of texts. `targets` is what it should say:
+    the index of a label, a list of such indices, a list of answers.
+    """
+
+    inputs: tuple[Any, ...]
+    targets: tuple[Any, ...]
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.inputs)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Each input as one text."""
+        return tuple(_as_text(one) for one in self.inputs)
+
+    @property
+    def labels_N(self) -> NDArray[np.int64]:
+        """The targets of a task with one label an example."""
+        return np.asarray(self.targets, dtype=np.int64)
+
+
+def _as_text(one: Any) -> str:
+    if isinstance(one, str):
+        return one
+    return " ".join(one.values() if isinstance(one, Mapping) else one)
 
 
 @dataclass(frozen=True)
 class TaskData:
     """The data of a task.
 
-    `digest` is a sha256 over every example with its label and split, so that an evaluation can tell whether its test rows
-    are the ones that training never saw. `removed` counts rows that were left out, by reason.
+    `labels` is empty where a task has none. `digest` is a sha256 over every example with its target and split, so that an evaluation
+    can tell whether its test rows are the ones that training never saw. `removed` counts rows that were left out, by reason.
     """
 
     labels: tuple[str, ...]
@@ -42,12 +74,16 @@ class TaskData:
     removed: Mapping[str, int] = field(default_factory=dict)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Examples by split and label."""
-        n = len(self.labels)
-        return {
-            name: dict(zip(self.labels, np.bincount(split.labels_N, minlength=n).tolist(), strict=True))
-            for name, split in self.splits.items()
-        }
+        """How often each label stands in each split; without labels, the examples."""
+        if not self.labels:
+            return {name: {"examples": len(split)} for name, split in self.splits.items()}
+        return {name: dict(zip(self.labels, self.occurrences(name).tolist(), strict=True)) for name, split in self.splits.items()}
+
+    def occurrences(self, split: str) -> NDArray[np.int64]:
+        """How often each label stands in a split: [K]."""
+        targets = self.splits[split].targets
+        flat = [label for target in targets for label in (target if isinstance(target, Sequence) else (target,))]
+        return np.bincount(np.asarray(flat, dtype=np.int64), minlength=len(self.labels))
 
     def summary(self) -> dict[str, Any]:
         """What a model artifact keeps of its task: labels, digest, counts; no text."""
@@ -61,7 +97,7 @@ class TaskData:
             {
                 "labels": self.labels,
                 "digest": self.digest,
-                "splits": {name: {"texts": s.texts, "labels": s.labels_N.tolist()} for name, s in chosen.items()},
+                "splits": {name: {"inputs": s.inputs, "targets": s.targets} for name, s in chosen.items()},
             },
         )
 
@@ -69,33 +105,95 @@ class TaskData:
     def read(cls, path: Path) -> "TaskData":
         """What `save` wrote."""
         saved = json.loads(path.read_text(encoding="utf-8"))
-        splits = {
-            name: Split(tuple(split["texts"]), np.asarray(split["labels"], dtype=np.int64)) for name, split in saved["splits"].items()
-        }
+        splits = {name: Split(tuple(split["inputs"]), tuple(split["targets"])) for name, split in saved["splits"].items()}
         return cls(tuple(saved["labels"]), splits, saved["digest"])
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a system says of each example, in the form of the targets, and how sure it is of it where it can tell: [N] in 0 to 1."""
+
+    values: Sequence[Any]
+    confidence_N: NDArray[np.float64] | None = None
 
 
 class Task(Component, package="fmray.tasks"):
     """A downstream task. `name` is the middle part of its metric keys: `eval/<name>/macro_f1`.
 
-    `head` is what a checkpoint for it bears, `metric_names` what `metrics` gives; all are better when higher.
+    Attributes:
+        head: what a checkpoint for it bears, and so the Auto class of its model.
+        problem: the `problem_type` that the model's config.json keeps.
+        metric_names: the figures that an epoch or a trial may be chosen by, all better when higher; `main_metric` is the default.
+        lower_is_better: the other figures.
     """
 
-    head: ClassVar[str]
+    head: ClassVar[Head]
+    problem: ClassVar[str | None] = None
     metric_names: ClassVar[tuple[str, ...]]
+    main_metric: ClassVar[str]
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
     name: str
 
-    @abc.abstractmethod
     def load(self) -> TaskData:
-        """Reads the source and splits it: the same data for the same config, on any machine.
+        """The task's data: the same for the same config, on any machine.
+
+        It is remembered by the identity, which holds the digest of the source: reading takes seconds, and stages ask in turn.
 
         Raises:
             DataError: the source does not hold what the task needs.
         """
+        key = fingerprint({"task": type(self).__name__, **self.identity()})
+        if key not in _LOADED:
+            for old in list(_LOADED)[: 1 - REMEMBERED]:
+                del _LOADED[old]
+            _LOADED[key] = self.read_data()
+        return _LOADED[key]
 
     @abc.abstractmethod
-    def metrics(self, truth_N: NDArray[np.int64], predicted_N: NDArray[np.int64], n_labels: int) -> dict[str, float]:
-        """The figures of `metric_names` for predictions."""
+    def read_data(self) -> TaskData:
+        """Reads the sources and splits them (see `load`)."""
+
+    @abc.abstractmethod
+    def encode(self, tokenizer: Any, split: Split, max_length: int, n_labels: int) -> Rows:
+        """Rows of a split for the model: `input_ids_BT` and `attention_mask_BT` (and `token_type_ids_BT`) padded on the right, all int64;
+        the targets in columns of the task's own; `example_B`, the number of the example that each row comes from.
+        """
+
+    @abc.abstractmethod
+    def n_targets(self, batch: Mapping[str, "Tensor"]) -> int:
+        """How many targets the loss of a batch is a sum over."""
+
+    @abc.abstractmethod
+    def loss_sum(self, outputs: "tuple[Tensor, ...]", batch: Mapping[str, "Tensor"], weights_K: "Tensor | None") -> "Tensor":
+        """The summed loss over the targets of a batch, in float32; `weights_K` weighs each label's targets."""
+
+    @abc.abstractmethod
+    def predict(self, outputs: Outputs, rows: Rows, split: Split) -> Predictions:
+        """What the model's outputs [B, ...] for the rows of `split` say of its examples."""
+
+    @abc.abstractmethod
+    def figures(self, labels: Sequence[str], targets: Sequence[Any], predictions: Predictions, weights_RN: Weights) -> dict[str, NDArray[np.float64]]:
+        """Each figure of `metric_names` and `lower_is_better` under R weightings of the examples: [R].
+
+        A figure that these predictions cannot have (calibration without a confidence) is left out.
+        """
+
+    def metrics(self, labels: Sequence[str], targets: Sequence[Any], predictions: Predictions) -> dict[str, float]:
+        """The figures themselves, every example counted once."""
+        return {name: float(values[0]) for name, values in self.figures(labels, targets, predictions, np.ones((1, len(targets)))).items()}
+
+    def baselines(self, data: TaskData, seed: int) -> dict[str, tuple[Predictions, str]]:
+        """Test predictions of systems that need no model, by name, each with a word on what it is."""
+        return {}
+
+    def shown(self, labels: Sequence[str], value: Any) -> Any:
+        """A target or predicted value as people read it: labels by name."""
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [self.shown(labels, one) for one in value]
+        return labels[value] if labels else value
+
+
+_LOADED: dict[str, TaskData] = {}
 
 
 class _Holder(Config):

@@ -11,8 +11,8 @@ from pydantic import model_validator
 
 from fmray.core.config import Config
 from fmray.core.errors import RunError
-from fmray.objectives import Batch, Objective
-from fmray.train.engine import Engine, LrAt, Precision, StepStats, checked_count, set_lr, to_device
+from fmray.objectives import Batch
+from fmray.train.engine import Engine, Learnt, LrAt, Precision, StepStats, checked_count, set_lr, to_device
 from fmray.train.optim import Optim, adamw, param_groups
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class DeepSpeedEngine(Engine):
             owner, _, leaf = name.rpartition(".")
             setattr(self.module.get_submodule(owner), leaf, value.to(self.device))
 
-    def train_batch(self, micro_batches: Sequence[Batch], objective: Objective) -> StepStats:
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt) -> StepStats:
         """See `Engine`. The number of micro-batches must be the one that the engine was made for."""
         import torch
 

@@ -4,10 +4,10 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fmray.core.errors import RunError
-from fmray.objectives import Batch, Objective
+from fmray.objectives import Batch, Forward, LossParts
 from fmray.train.optim import Optim, adamw
 
 if TYPE_CHECKING:
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 Precision = Literal["bf16", "fp32"]
 # The learning rate of the update that follows so many finished steps.
 LrAt = Callable[[int], float]
+
+
+class Learnt(Protocol):
+    """What an engine learns from: an objective of pretraining, or the loss of a task."""
+
+    def count(self, batch: Batch) -> int:
+        """See `Objective`."""
+
+    def loss(self, model: Forward, batch: Batch) -> LossParts:
+        """See `Objective`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Engine(abc.ABC):
     step: int
 
     @abc.abstractmethod
-    def train_batch(self, micro_batches: Sequence[Batch], objective: Objective) -> StepStats:
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt) -> StepStats:
         """One optimizer step over this worker's part of a global batch, given as host tensors.
 
         Raises:
@@ -91,7 +101,7 @@ class TorchEngine(Engine):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             return self._run(**inputs)
 
-    def train_batch(self, micro_batches: Sequence[Batch], objective: Objective) -> StepStats:
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt) -> StepStats:
         """See `Engine`."""
         import torch
 

@@ -1,10 +1,14 @@
-"""The stage finetune: a classifier from any checkpoint that has a classification head for its architecture."""
+"""The stage finetune: a model for a task from any checkpoint whose architecture has the task's head."""
 
 import shutil
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from fmray.cluster import call
 from fmray.core.artifact import Artifact, write_json
@@ -14,17 +18,38 @@ from fmray.core.stage import Out, stage
 from fmray.model.checkpoint import Checkpoint, LossPoint, Trial, count_weights, hf_digest, read_hf_config
 from fmray.model.flops import flops_per_token
 from fmray.tasks import TaskData
+from fmray.tasks.classifier import Method
 from fmray.train.beat import Beat, following
 from fmray.train.tuning import MODEL, Epochs, Tuned, TuningConfig, read_progress, tune_classifier
 
 TASK_SUMMARY = "task.json"
+CONTROL = "control"
+EPOCHS = "epochs"
 LOSS_POINTS = 200
+# How much of the work of a full step remains: forward, and backward through activations, without the gradients of weights that stay.
+WORK: dict[Method, float] = {"full": 1.0, "lora": 2 / 3, "frozen": 1 / 3}
 
 
 class FinetuneConfig(TuningConfig):
-    """A fine-tuning. `from_scratch` starts the same architecture from random weights: the control of pretraining."""
+    """A fine-tuning, or several.
+
+    Attributes:
+        from_scratch: starts the same architecture from random weights.
+        seeds: so many tunings with seeds that follow each other; the best on the validation split is kept, and mean and deviation of
+            all of them stand among the figures.
+        control: also tunes all of the same architecture from random weights, with the same settings, and keeps it in `control/`:
+            an evaluation then says what the weights that were started from gave.
+    """
 
     from_scratch: bool = False
+    seeds: int = Field(1, ge=1)
+    control: bool = False
+
+    @model_validator(mode="after")
+    def _control_is_another(self) -> Self:
+        if self.control and self.from_scratch:
+            raise ValueError("control: from_scratch is that control already")
+        return self
 
 
 def plan(config: TuningConfig, upstream: dict[str, Config]) -> dict[str, str]:
@@ -44,13 +69,36 @@ def finetune(config: FinetuneConfig, checkpoint: Artifact[Checkpoint], out: Out)
     write_json(out.path / TASK_SUMMARY, data.summary())
     seen = out.work / "data.json"
     data.save(seen, ("train", "validation"))
-    epochs = Epochs(out.work / "epochs")
     began = time.monotonic()
-    run_tuning(config, checkpoint.path, seen, epochs.folder, out, from_scratch=config.from_scratch)
-    spent = Spent(epochs.n_tokens(), time.monotonic() - began)
-    payload = export(out, checkpoint, config, data, epochs.best(), spent)
-    shutil.rmtree(epochs.folder)
+    tunings = []
+    for number in range(config.seeds):
+        epochs = Epochs(out.work / (EPOCHS if not number else f"{EPOCHS}_{number}"))
+        what = f"seed {config.seed + number}" if config.seeds > 1 else ""
+        seeded = config.model_copy(update={"seed": config.seed + number})
+        run_tuning(seeded, checkpoint.path, seen, epochs.folder, out, from_scratch=config.from_scratch, what=what)
+        tunings.append(epochs)
+    every = list(tunings)
+    if config.control:
+        epochs = Epochs(out.work / CONTROL)
+        run_tuning(config, checkpoint.path, seen, epochs.folder, out, from_scratch=True, what="control from random weights")
+        shutil.copytree(epochs.best() / MODEL, out.path / CONTROL, dirs_exist_ok=True)
+        every.append(epochs)
+    shares = [WORK[config.method]] * config.seeds + [1.0] * config.control
+    spent = Spent(sum(epochs.n_tokens() * share for epochs, share in zip(every, shares, strict=True)), time.monotonic() - began)
+    scores = [max(epochs.history()) for epochs in tunings]
+    best = tunings[scores.index(max(scores))].best()
+    payload = export(out, checkpoint, config, data, best, spent, more=_over_seeds(config, scores))
+    for epochs in every:
+        shutil.rmtree(epochs.folder)
     return payload
+
+
+def _over_seeds(config: FinetuneConfig, scores: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation of the best validation figure over several seeds."""
+    if len(scores) == 1:
+        return {}
+    name = f"validation/{config.metric}"
+    return {"seeds": float(len(scores)), f"{name}_mean": statistics.mean(scores), f"{name}_deviation": statistics.stdev(scores)}
 
 
 def run_tuning(
@@ -75,8 +123,8 @@ def run_tuning(
 def _worker(config: TuningConfig, start: Path, data: Path, folder: Path, beat_file: Path, from_scratch: bool, stop_after: int | None) -> None:
     epochs, beat = Epochs(folder), Beat(beat_file)
     latest_score: dict[str, float] = {}
-    last = min(config.epochs, stop_after or config.epochs)
-    if len(epochs.history()) >= last:
+    last = stop_after or config.epochs
+    if len(epochs.history()) >= last or config.ends_after(epochs.history()):
         return
 
     def on_epoch(tuned: Tuned) -> bool:
@@ -92,15 +140,18 @@ def _worker(config: TuningConfig, start: Path, data: Path, folder: Path, beat_fi
 
 @dataclass(frozen=True)
 class Spent:
-    """What all trainings of a stage took: tokens trained on, and seconds that its processes ran, added up."""
+    """What all trainings of a stage took: tokens trained on (each times the share in `WORK` of its method), and seconds that its
+    processes ran, added up.
+    """
 
-    n_tokens: int
+    n_tokens: float
     seconds: float
 
 
 def export(
-    out: Out, parent: Artifact[Checkpoint], config: TuningConfig, data: TaskData, best: Path, spent: Spent, trials: Sequence[Trial] = ()
-) -> Checkpoint:
+    out: Out, parent: Artifact[Checkpoint], config: TuningConfig, data: TaskData, best: Path, spent: Spent, trials: Sequence[Trial] = (),
+    more: Mapping[str, float] | None = None,
+) -> Checkpoint:  # fmt: skip
     """Copies the best epoch's Hugging Face files into the artifact and says what they are and what they took."""
     for file in sorted((best / MODEL).iterdir()):
         shutil.copyfile(file, out.path / file.name)
@@ -111,7 +162,7 @@ def export(
     # A classifier looks its embeddings up and has no language modelling head, whatever was tied in pretraining.
     per_token = flops_per_token({**hf, "tie_word_embeddings": False}, n_params, round(chosen.n_tokens[0] / n_train))
     return Checkpoint(
-        head="sequence_classification",
+        head=config.task.head,
         architecture=str(hf["model_type"]),
         digest=hf_digest(out.path),
         n_params=n_params,
@@ -128,11 +179,12 @@ def export(
             "train_examples": float(n_train),
             "validation_examples": float(len(data.splits["validation"])),
             "test_examples": float(len(data.splits["test"])),
+            **(more or {}),
         },
         cost=Cost(
             flops=None if per_token is None else per_token * spent.n_tokens,
             device_hours=count * spent.seconds / 3600,
-            notes="all trainings of this step; flops: 6 N + 12 L d T a token at the mean length, without padding and scoring",
+            notes="all trainings of this step; flops: 6 N + 12 L d T a token at the mean length (frozen: a third, lora: two thirds of it), without padding and scoring",
         ),
     )
 

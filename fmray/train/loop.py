@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fmray.core.cursor import Cursor
 from fmray.core.errors import RunError
-from fmray.objectives import Batch, Objective
-from fmray.train.engine import Engine, StepStats
+from fmray.objectives import Batch
+from fmray.train.engine import Engine, Learnt, StepStats
 
 # This worker's micro-batches of one global batch, and where the data stands behind them.
 Step = tuple[Sequence[Batch], Cursor]
 OnStep = Callable[[int, StepStats, Cursor], None]
 
 
-def train(engine: Engine, objective: Objective, batches: Iterable[Step], *, max_steps: int, seed: int, on_step: OnStep) -> None:
+def train(engine: Engine, objective: Learnt, batches: Iterable[Step], *, max_steps: int, seed: int, on_step: OnStep) -> None:
     """Trains until `engine.step` is `max_steps` or the batches run out, and tells `on_step` after every optimizer step.
 
     torch's generator is seeded from (seed, step) before each step, so dropout needs no saved random state to resume.

@@ -20,7 +20,7 @@ from fmray.core.report import Decision
 from fmray.core.stage import Out, stage
 from fmray.model.checkpoint import Checkpoint, Trial, read_hf_config
 from fmray.tasks import TaskData
-from fmray.train.finetune import TASK_SUMMARY, Spent, export, run_tuning
+from fmray.train.finetune import TASK_SUMMARY, WORK, Spent, export, run_tuning
 from fmray.train.finetune import plan as plan_tuning
 from fmray.train.search_config import SearchConfig
 from fmray.train.tuning import MODEL, Epochs, Progress, Tuned, read_progress, tune_classifier
@@ -73,7 +73,7 @@ def search(config: SearchConfig, checkpoint: Artifact[Checkpoint], decision: Art
         raise _all_failed(results, ended, out.work / "tune")
     control, control_tokens = _control(config, winner, checkpoint.path, seen, out)
     trials = [*(e.trial for e in ended), control]
-    spent = Spent(sum(e.n_tokens for e in ended) + control_tokens, sum(t.wall_s or 0.0 for t in trials))
+    spent = Spent(sum(e.n_tokens * WORK[config.trial(e.trial.config).method] for e in ended) + control_tokens, sum(t.wall_s or 0.0 for t in trials))
     payload = export(out, checkpoint, config.trial(winner.trial.config), data, winner.best, spent, trials)
     for scratch in ("tune", CONTROL):
         shutil.rmtree(out.work / scratch)
@@ -247,7 +247,7 @@ def _ended(config: SearchConfig, index: int, result: "Result") -> _Ended:
     if result.error is not None or not history:
         status, note = "failed", f"{_first_line(result.error)} ({died} times)" if result.error else "it ended without a report"
     else:
-        status = "finished" if len(history) == config.trial(values).epochs else "stopped"
+        status = "finished" if config.trial(values).ends_after(history) else "stopped"
         note = f"stopped by {config.scheduler.type}" if status == "stopped" else ""  # type: ignore[attr-defined]
         note += f"{', ' if note else ''}died {died} times and was taken up again" if died else ""
     trial = Trial(

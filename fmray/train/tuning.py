@@ -1,13 +1,14 @@
-"""Fine-tunes a classifier: what the finetune stage and every trial of a search run, in one process.
+"""Fine-tunes a model on a task: what the finetune stage and every trial of a search run, in one process.
 
-Shapes: N examples, B rows, T positions.
+Shapes: N rows of a split, B rows of a batch, T positions, K labels.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,14 @@ from fmray.core.artifact import write_json
 from fmray.core.config import Config, did_you_mean, runtime
 from fmray.core.cursor import Cursor
 from fmray.core.errors import ConfigError
-from fmray.objectives.supervised import Supervised
-from fmray.tasks import Split, Task, TaskData
-from fmray.tasks.classifier import Classifier, Rows
+from fmray.tasks import Task, TaskData
+from fmray.tasks.classifier import Classifier, Method, Rows
 from fmray.train.engine import Precision, StepStats, TorchEngine
 from fmray.train.loop import Step, train
 from fmray.train.optim import Optim
 from fmray.train.schedules import Schedule
 from fmray.train.schedules.linear import Linear
+from fmray.train.task_loss import TaskLoss, collate
 
 MODEL, STATE, PROGRESS = "model", "state", "progress.json"
 POOL = 16
@@ -39,11 +40,22 @@ class TuningOptim(Optim):
     schedule: Schedule = Linear()
 
 
+class Lora(Config):
+    """Low-rank adapters of every linear layer but the head: W + (alpha / rank) B A, merged into the weights on export."""
+
+    rank: int = Field(8, ge=1)
+    alpha: int = Field(16, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+
+
 class TuningConfig(Config):
-    """How a classifier is fine-tuned; finetune takes it as it is, search varies what its space names.
+    """How a model is fine-tuned; finetune takes it as it is, search varies what its space names.
 
     Attributes:
-        metric: the validation figure of the task by which the best epoch (and the best trial) is chosen.
+        metric: the validation figure of the task by which the best epoch (and the best trial) is chosen; by default the task's main one.
+        method: `full` tunes all weights, `frozen` the head alone, `lora` the head and low-rank adapters.
+        class_weights: `balanced` weighs each label's targets by n / (K n_label), so that rare labels count as much as frequent ones.
+        patience: ends the tuning after so many epochs without a better validation figure; None runs them all.
         max_length: texts are cut to so many tokens; None takes what the model has positions for, at most 512.
         micro_batch_size: rows a forward pass; None takes the global batch at once.
         num_cpus: cores, and so torch threads, of the process that trains.
@@ -55,19 +67,32 @@ class TuningConfig(Config):
     global_batch_size: int = Field(16, ge=1)
     max_length: int | None = Field(None, ge=2)
     precision: Precision = "fp32"
-    metric: str = "macro_f1"
+    metric: str = Field(default_factory=lambda fields: fields["task"].main_metric)
+    method: Method = "full"
+    lora: Lora = Lora()
+    class_weights: Literal["balanced"] | None = None
+    patience: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
     micro_batch_size: int | None = runtime(None, ge=1)
     num_cpus: int = runtime(1, ge=1)
     num_gpus: int = runtime(0, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _metric_of_the_task(self) -> "TuningConfig":
+    def _fits_the_task(self) -> Self:
         known = self.task.metric_names
         if self.metric not in known:
             hint = did_you_mean(self.metric, known)
             raise ConfigError(f"the task {self.task.name} has no metric '{self.metric}'{hint}", where="metric", todo=f"known: {', '.join(known)}")
+        if self.class_weights is not None and self.task.head == "question_answering":
+            raise ConfigError(f"the task {self.task.name} has no labels to weigh", where="class_weights", todo="leave it out")
         return self
+
+    def ends_after(self, history: Sequence[float]) -> bool:
+        """Whether a tuning with these validation figures so far has come to its end: by its epochs, or by its patience."""
+        if len(history) >= self.epochs:
+            return True
+        since_best = len(history) - 1 - max(range(len(history)), key=lambda i: (history[i], -i)) if history else 0
+        return self.patience is not None and since_best >= self.patience
 
 
 @dataclass
@@ -86,7 +111,7 @@ class Progress:
 
 @dataclass
 class Tuned:
-    """A classifier after an epoch, with all that resumes it."""
+    """A model after an epoch, with all that resumes it."""
 
     classifier: Classifier
     engine: TorchEngine
@@ -122,17 +147,20 @@ def tune_classifier(
     import torch
 
     torch.set_num_threads(config.num_cpus)
-    classifier = Classifier.start(start, data.labels, seed=config.seed, from_scratch=from_scratch, device="cuda" if config.num_gpus else "cpu")
+    task, train_split, validation = config.task, data.splits["train"], data.splits["validation"]
+    classifier = Classifier.start(
+        start, data.labels, seed=config.seed, from_scratch=from_scratch, device="cuda" if config.num_gpus else "cpu", head=task.head, problem=task.problem
+    )
     max_length = classifier.longest(config.max_length)
-    train_split, validation = data.splits["train"], data.splits["validation"]
-    rows = _rows(classifier, train_split, max_length)
-    judged = classifier.encode(validation.texts, max_length)
-    steps = -(-len(train_split) // config.global_batch_size)
+    classifier.train_only("full" if from_scratch else config.method, config.lora)
+    rows, judged = (task.encode(classifier.tokenizer, split, max_length, len(data.labels)) for split in (train_split, validation))
+    rows["row_ids_B"] = np.arange(len(rows["example_B"]), dtype=np.int64)
+    steps = -(-len(rows["row_ids_B"]) // config.global_batch_size)
     engine = TorchEngine(
         classifier.model, config.optim, lambda step: config.optim.lr_at(step, steps * config.epochs),
         precision=config.precision, device=str(classifier.model.device),
     )  # fmt: skip
-    tuned = Tuned(classifier, engine, Progress())
+    tuned, loss = Tuned(classifier, engine, Progress()), TaskLoss(task, label_weights(config, data), engine.device)
     if resume is not None:
         engine.load(resume / STATE)
         tuned.progress = read_progress(resume)
@@ -141,29 +169,39 @@ def tune_classifier(
         tuned.progress.losses.append(stats.loss)
         on_step(step, steps * config.epochs, stats)
 
-    for epoch in range(tuned.progress.epoch, config.epochs):
-        train(engine, Supervised(), _batches(rows, config, epoch), max_steps=(epoch + 1) * steps, seed=config.seed, on_step=note)
-        predicted_N = classifier.logits(judged).argmax(axis=1)
-        tuned.progress.history.append(config.task.metrics(validation.labels_N, predicted_N, len(data.labels))[config.metric])
+    while not config.ends_after(tuned.progress.history):
+        epoch = tuned.progress.epoch
+        train(engine, loss, _batches(rows, config, epoch), max_steps=(epoch + 1) * steps, seed=config.seed, on_step=note)
+        predicted = task.predict(classifier.outputs(judged), judged, validation)
+        tuned.progress.history.append(task.metrics(data.labels, validation.targets, predicted)[config.metric])
         tuned.progress.n_tokens.append(int(rows["attention_mask_BT"].sum()))
         if not on_epoch(tuned):
             return
 
 
-def _rows(classifier: Classifier, split: Split, max_length: int) -> Rows:
-    rows = classifier.encode(split.texts, max_length)
-    return {**rows, "labels_B": split.labels_N, "row_ids_B": np.arange(len(split), dtype=np.int64)}
+def label_weights(config: TuningConfig, data: TaskData) -> NDArray[np.float64] | None:
+    """The weight of each label's targets [K] under `class_weights`, from the train split; a label that does not stand there weighs 1.
+
+    With one label a target it is scikit-learn's `balanced`, n / (K n_label); of a multi-label task it is the ratio of the rows without
+    a label to those with it.
+    """
+    if config.class_weights is None:
+        return None
+    counts_K = data.occurrences("train").astype(float)
+    several = config.task.problem == "multi_label_classification"
+    top = len(data.splits["train"]) - counts_K if several else counts_K.sum() / (counts_K > 0).sum()
+    return np.divide(top, counts_K, out=np.ones_like(counts_K), where=counts_K > 0)
 
 
 def _batches(rows: Rows, config: TuningConfig, epoch: int) -> Iterator[Step]:
     """The global batches of one epoch; the last one may be smaller."""
-    objective, size = Supervised(), config.global_batch_size
+    size = config.global_batch_size
     micro = config.micro_batch_size or size
     consumed = 0
     for picked_B in epoch_order(rows["attention_mask_BT"].sum(axis=1), size, config.seed, epoch):
         parts = [picked_B[i : i + micro] for i in range(0, len(picked_B), micro)]
         consumed += len(picked_B)
-        yield [objective.collate({name: column[part] for name, column in rows.items()}) for part in parts], Cursor(epoch=epoch, row=consumed)
+        yield [collate({name: column[part] for name, column in rows.items()}) for part in parts], Cursor(epoch=epoch, row=consumed)
 
 
 def epoch_order(lengths_N: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:

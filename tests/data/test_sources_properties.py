@@ -84,6 +84,20 @@ def idx(folder: Path) -> dict[str, Any]:
     return {"images": str(folder / "images")}
 
 
+def conll(folder: Path) -> dict[str, Any]:
+    sentences = ["# a comment\n" + "".join(f"{word}\tO\n" for word in document.split()) for document in WORDS]
+    (folder / "a.conll").write_text("\n".join(sentences[:500]))
+    (folder / "b.iob2.gz").write_bytes(gzip.compress("\n".join(sentences[500:]).encode()))
+    return {"path": str(folder)}
+
+
+def squad(folder: Path) -> dict[str, Any]:
+    asked = [{"context": word, "qas": [{"id": str(n), "question": "which?", "answers": [{"text": "document", "answer_start": 0}]}]} for n, word in enumerate(WORDS)]
+    for name, part in (("a", asked[:500]), ("b", asked[500:])):
+        (folder / f"{name}.json").write_text(json.dumps({"data": [{"paragraphs": part}]}))
+    return {"path": str(folder)}
+
+
 def mixture(folder: Path) -> dict[str, Any]:
     for name in ("a", "b"):
         (folder / name).mkdir()
@@ -106,6 +120,8 @@ CORPORA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "image_folder": image_folder,
     "parquet_images": parquet_images,
     "idx": idx,
+    "conll": conll,
+    "squad": squad,
     "mixture": mixture,
     "python_docs": python_docs,
 }

@@ -13,6 +13,7 @@ from fmray.core.stage import STAGES, Job, produce
 from fmray.model.checkpoint import hf_digest
 from fmray.model.import_ import ImportConfig
 from fmray.model.language_model import LanguageModel
+from tests.models import minilm
 from tests.train.tiny import save_decoder
 
 
@@ -56,9 +57,18 @@ def test_a_classifier_keeps_its_labels(saved, tmp_path):
     assert payload.labels == ("no", "yes")
 
 
+def test_an_encoder_without_a_head_is_one(tmp_path):
+    artifact, _ = run(minilm(), tmp_path / "base")
+    assert artifact.payload.head == "encoder"
+    assert artifact.payload.labels == ()
+    job = Job("report", 1, STAGES["evaluate"], STAGES["evaluate"].config(), {"checkpoint": artifact}, {"checkpoint": ""}, {}, tmp_path / "report")
+    with pytest.raises(ArtifactError, match="the head encoder, which says nothing to measure; tune it on a task first"):
+        produce(job, redo=False, watcher=None)
+
+
 def _unnamed(root):
     config = json.loads((root / "config.json").read_text())
-    (root / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
+    (root / "config.json").write_text(json.dumps({**config, "architectures": ["BertForPreTraining"]}))
 
 
 def _lost_shard(root):
@@ -71,7 +81,7 @@ def _lost_shard(root):
         (shutil.rmtree, "is not a directory"),
         (lambda root: [(root / name).unlink() for name in ("config.json", "model.safetensors")], "is not a model checkpoint"),
         (lambda root: (root / "tokenizer.json").unlink(), "no tokenizer"),
-        (_unnamed, "holds BertModel"),
+        (_unnamed, "holds BertForPreTraining"),
         (_lost_shard, "lacks 1 of its 2 weight files"),
     ],
 )

@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fmray.core.errors import ArtifactError, ConfigError
 from fmray.data.tokenizer import encode, load
-from fmray.tasks.classifier import Classifier
+from fmray.model.checkpoint import Head
+from fmray.tasks.classifier import AUTO_CLASSES, Classifier
 from tests.models import minilm
 from tests.train import tiny
 
@@ -53,6 +54,21 @@ def test_the_pretrained_weights_are_taken_over_and_only_the_head_is_new(decoder:
     control = Classifier.start(decoder, LABELS, seed=3, from_scratch=True)
     same = [name for name, value in base.items() if value.ndim > 1 and torch.equal(value, control.model.model.state_dict()[name])]
     assert same == []
+
+
+@pytest.mark.parametrize("head", list(AUTO_CLASSES))
+def test_every_head_stands_on_the_pretrained_weights(decoder: Path, tmp_path: Path, head: Head) -> None:
+    from transformers import AutoModel
+
+    for path in (decoder, minilm()):
+        body = AutoModel.from_pretrained(path, dtype=torch.float32).state_dict()
+        model = Classifier.start(path, LABELS if "classification" in head else (), seed=3, head=head, problem=None)
+        found = model.model.base_model.state_dict()
+        assert found.keys() <= body.keys()
+        assert all(torch.equal(value, body[name]) for name, value in found.items()), path
+        model.save(tmp_path / head / path.name)
+        again = Classifier.load(tmp_path / head / path.name, head=head)
+        assert all(torch.equal(value, found[name]) for name, value in again.model.base_model.state_dict().items()), path
 
 
 def test_the_same_seed_gives_the_same_head(decoder: Path, started: Classifier) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_score, recall_score
 
 from fmray.core.config import Config, load_config
 from fmray.core.errors import ConfigError, DataError
 from fmray.data.split import near_duplicate_groups
-from fmray.tasks import Task, TaskData, task_from
+from fmray.tasks import Predictions, Task, TaskData, task_from
 from fmray.tasks.text_classification import TextClassification
 from tests.train import tiny
 
@@ -96,9 +96,12 @@ def test_metrics_are_those_of_scikit_learn(tmp_path: Path) -> None:
     task = load_task(tiny.write_csv(tmp_path / "t.csv", tiny.labelled(30)))
     draw = np.random.default_rng(0)
     truth, predicted = draw.integers(0, 3, 200), draw.integers(0, 3, 200)
-    found = task.metrics(truth, predicted, 3)
+    found = task.metrics("abc", truth.tolist(), Predictions(predicted.tolist()))
     assert found["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
-    assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+    assert found["mcc"] == pytest.approx(matthews_corrcoef(truth, predicted))
+    for average in ("macro", "weighted"):
+        for name, by in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
+            assert found[f"{average}_{name}"] == pytest.approx(by(truth, predicted, average=average))
     assert set(found) == set(task.metric_names)
 
 

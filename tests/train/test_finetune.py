@@ -129,6 +129,51 @@ def test_an_encoder_of_another_family_is_tuned_as_well(path: Path, tmp_path: Pat
     assert tuned.payload.architecture == "bert"
 
 
+def test_several_seeds_and_a_control_stand_in_the_artifact_and_its_report(base: Artifact[Checkpoint], path: Path, tmp_path: Path) -> None:
+    config = config_of(path, epochs=2, seeds=2, control=True)
+    tuned = tiny.run("finetune", config, tmp_path / "tuned", checkpoint=base)
+    figures = tuned.payload.figures
+    alone = [
+        tiny.run("finetune", config_of(path, epochs=2, seed=seed), tmp_path / f"seed{seed}", checkpoint=base).payload.figures["validation/macro_f1"] for seed in (0, 1)
+    ]
+    assert figures["seeds"] == 2
+    assert figures["validation/macro_f1"] == max(alone)
+    assert figures["validation/macro_f1_mean"] == pytest.approx(np.mean(alone))
+    assert figures["validation/macro_f1_deviation"] == pytest.approx(np.std(alone, ddof=1))
+    report = tiny.run("evaluate", {}, tmp_path / "report", checkpoint=tuned)
+    metrics = {metric.name.removeprefix("eval/topics/"): metric for metric in report.payload.metrics}
+    assert metrics["macro_f1"].control == metrics["random_init_macro_f1"].value
+    assert metrics["pretraining_gain_macro_f1"].value == pytest.approx(metrics["macro_f1"].value - metrics["macro_f1"].control)
+    assert metrics["ece"].higher_is_better is False
+    assert all(metrics[name].lower <= metrics[name].value <= metrics[name].upper for name in ("accuracy", "mcc", "weighted_f1", "tfidf_macro_f1"))
+    confusion = json.loads((report.path / "confusion.json").read_text())
+    assert np.trace(confusion["counts"]) / np.sum(confusion["counts"]) == pytest.approx(metrics["accuracy"].value)
+    examples = [json.loads(line) for line in (report.path / "examples.jsonl").read_text().splitlines()]
+    assert np.mean([row["label"] == row["model"] for row in examples]) == pytest.approx(metrics["accuracy"].value)
+
+
+@pytest.mark.parametrize("kind", ["token_classification", "question_answering", "multi_label_classification"])
+def test_other_tasks_are_tuned_judged_and_open_with_nothing_else(base: Artifact[Checkpoint], tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    from fmray.tasks import task_from
+    from fmray.tasks.classifier import AUTO_CLASSES
+    from tests.tasks.made import DATA
+
+    (tmp_path / "data").mkdir()
+    config = {"task": DATA[kind](tmp_path / "data"), "epochs": 1, "optim": {"lr": 3e-3}, "max_length": 24}
+    tuned = tiny.run("finetune", config, tmp_path / "tuned", checkpoint=base)
+    task = task_from(tuned.payload.task, "")
+    assert tuned.payload.head == task.head
+    assert getattr(transformers, AUTO_CLASSES[task.head]).from_pretrained(tuned.path).config.problem_type == task.problem
+    report = tiny.run("evaluate", {}, tmp_path / "report", checkpoint=tuned)
+    metrics = {metric.name.rpartition("/")[2]: metric for metric in report.payload.metrics}
+    assert set(task.metric_names) <= set(metrics)
+    n = int(tuned.payload.figures["test_examples"])
+    assert metrics[task.main_metric].n == n
+    assert len((report.path / "examples.jsonl").read_text().splitlines()) == n
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(base: Artifact[Checkpoint], path: Path, tmp_path: Path) -> None:
     empty = tiny.commit(tmp_path / "empty", base.payload, "empty")
     for error, message, config, checkpoint in (

@@ -48,5 +48,8 @@ class Classification:
         if not texts:
             return []
         logits_NK = self._classifier.logits(self._classifier.encode(texts, self.max_model_len))
-        rows = torch.softmax(torch.from_numpy(logits_NK).double(), dim=-1).tolist()
-        return [dict(zip(self._classifier.labels, row, strict=True)) for row in rows]
+        wide_NK = torch.from_numpy(logits_NK).double()
+        # Where a text may bear several labels, each has a probability of its own.
+        several = self._classifier.model.config.problem_type == "multi_label_classification"
+        scores_NK = torch.sigmoid(wide_NK) if several else torch.softmax(wide_NK, dim=-1)
+        return [dict(zip(self._classifier.labels, row, strict=True)) for row in scores_NK.tolist()]

@@ -1,0 +1,163 @@
+"""Judges a tuned model on the test split that no training and no search has seen, beside the baselines that put it in proportion.
+
+Shapes: N test examples, R weightings.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmray.cluster import call
+from fmray.core import intervals
+from fmray.core.artifact import Artifact, write_json
+from fmray.core.errors import DataError
+from fmray.core.intervals import Interval
+from fmray.core.report import Metric
+from fmray.core.stage import Out
+from fmray.data.dataset import TokenDataset
+from fmray.data.text import overlap
+from fmray.evaluate.config import EvaluateConfig
+from fmray.model.checkpoint import Checkpoint
+from fmray.tasks import Predictions, Task, TaskData, task_from
+from fmray.tasks.classifier import Classifier
+
+EXAMPLES = "examples.jsonl"
+CONFUSION = "confusion.json"
+SUMMARY = "task.json"
+CONTROL = "control"
+MODEL, RANDOM_INIT = "model", "random_init"
+
+
+def evaluate_downstream(
+    config: EvaluateConfig, checkpoint: Artifact[Checkpoint], out: Out, dataset: Artifact[TokenDataset] | None
+) -> tuple[list[Metric], str]:
+    """The metrics of a tuned checkpoint on its task's test split, and the name of the per-example file.
+
+    Beside the model stand the task's baselines (of text: the most frequent label, TF-IDF with logistic regression), and the same
+    architecture from random weights, tuned with the same hyperparameters, when the checkpoint keeps that control.
+
+    Raises:
+        DataError: the task's data are not those that the checkpoint was tuned on, so its test rows may have been trained on.
+    """
+    task = task_from(checkpoint.payload.task, str(checkpoint.path))
+    out.progress(f"reading the task {task.name}")
+    data = task.load()
+    _require_same_data(checkpoint.path, data)
+    control = checkpoint.path / CONTROL
+    hashes = None if dataset is None else dataset.path / "document_hashes.npy"
+    out.progress(f"scoring {len(data.splits['test'])} test examples")
+    metrics: list[Metric] = call(
+        _judge, checkpoint.path, control if control.is_dir() else None, data, task, hashes, out.path, config,
+        num_cpus=config.num_cpus, num_gpus=config.num_gpus,
+    )  # fmt: skip
+    return metrics, EXAMPLES
+
+
+def _require_same_data(path: Path, data: TaskData) -> None:
+    tuned_on = json.loads((path / SUMMARY).read_text(encoding="utf-8"))["digest"]
+    if tuned_on != data.digest:
+        raise DataError(
+            "the task's data have changed since this checkpoint was tuned, so its test rows may have been trained on",
+            where=str(path), todo="bring the data back, or tune again",
+        )  # fmt: skip
+
+
+def _judge(
+    model: Path, control: Path | None, data: TaskData, task: Task, hashes: Path | None, folder: Path, config: EvaluateConfig
+) -> list[Metric]:
+    """Runs in a fresh worker: predictions of every system, their figures, and the per-example file."""
+    import torch
+
+    torch.set_num_threads(config.num_cpus)
+    baselines = task.baselines(data, config.seed)
+    notes = {name: note for name, (_, note) in baselines.items()}
+    predictions = {MODEL: predict(model, task, data, config.micro_batch_size), **{name: said for name, (said, _) in baselines.items()}}
+    if control is not None:
+        predictions[RANDOM_INIT] = predict(control, task, data, config.micro_batch_size)
+    seen_N = _seen(data.splits["test"].texts, hashes)
+    _write_examples(folder / EXAMPLES, task, data, predictions, seen_N)
+    _write_confusion(folder / CONFUSION, data, predictions[MODEL])
+    return task_metrics(task, data, predictions, notes, seen_N, config.seed)
+
+
+def predict(path: Path, task: Task, data: TaskData, batch_size: int, split: str = "test") -> Predictions:
+    """What the model in a directory says of a split."""
+    opened = Classifier.load(path, head=task.head)
+    examples = data.splits[split]
+    rows = task.encode(opened.tokenizer, examples, opened.tokenizer.model_max_length, len(data.labels))
+    return task.predict(opened.outputs(rows, batch_size), rows, examples)
+
+
+def _seen(texts: Sequence[str], hashes: Path | None) -> NDArray[np.float64] | None:
+    """The share of each text's words that stand in a training document of the pretraining corpus."""
+    if hashes is None:
+        return None
+    known = np.load(hashes, allow_pickle=False)
+    return np.array([overlap(text, known) for text in texts])
+
+
+def task_metrics(
+    task: Task, data: TaskData, predictions: Mapping[str, Predictions], notes: Mapping[str, str], seen_N: NDArray[np.float64] | None, seed: int
+) -> list[Metric]:
+    """All metrics from the test predictions of each system; intervals by resampling test examples."""
+    targets, main = data.splits["test"].targets, task.main_metric
+
+    def draws(system: str) -> dict[str, Interval]:
+        return intervals.statistics(lambda weights: task.figures(data.labels, targets, predictions[system], weights), len(targets), seed=seed)
+
+    def metric(key: str, interval: Interval, *, better: bool | None = True, control: float | None = None, note: str = "") -> Metric:
+        return Metric(
+            name=f"eval/{task.name}/{key}", value=interval.value, higher_is_better=better, stderr=interval.stderr, lower=interval.lower,
+            upper=interval.upper, n=interval.n, control=control, note=note,
+        )  # fmt: skip
+
+    def unknown(key: str, why: str, better: bool | None = None) -> Metric:
+        return Metric(name=f"eval/{task.name}/{key}", value=None, higher_is_better=better, note=why)
+
+    control = draws(RANDOM_INIT) if RANDOM_INIT in predictions else {}
+    metrics = [
+        metric(key, interval, better=key not in task.lower_is_better, control=control[key].value if key in control else None)
+        for key, interval in draws(MODEL).items()
+    ]
+    metrics += [metric(f"{name}_{main}", draws(name)[main], better=None, note=note) for name, note in notes.items()]
+    if not control:
+        why = "the checkpoint keeps no control trained from random weights; search makes one, finetune does with `control: true`"
+        metrics += [unknown(f"random_init_{main}", why), unknown(f"pretraining_gain_{main}", why)]
+    else:
+        model, random = predictions[MODEL], predictions[RANDOM_INIT]
+        gain = intervals.statistic(
+            lambda w: task.figures(data.labels, targets, model, w)[main] - task.figures(data.labels, targets, random, w)[main], len(targets), seed=seed
+        )
+        metrics.append(metric(f"random_init_{main}", control[main], better=None, note="the same architecture and hyperparameters from random weights"))
+        metrics.append(metric(f"pretraining_gain_{main}", gain, note=f"{main} minus random_init_{main} on the same resamples"))
+    if seen_N is None:
+        metrics.append(unknown("pretraining_overlap", "no dataset was given, so it is not known which test rows were pretrained on", False))
+    else:
+        metrics.append(metric("pretraining_overlap", intervals.mean(seen_N, seed=seed), better=False, note="share of a test row's words that stand in a training document of the dataset, whole or as a whole paragraph; mean over rows"))
+    return metrics
+
+
+def _write_examples(path: Path, task: Task, data: TaskData, predictions: Mapping[str, Predictions], seen_N: NDArray[np.float64] | None) -> None:
+    test, sure_N = data.splits["test"], predictions[MODEL].confidence_N
+    with path.open("w", encoding="utf-8") as file:
+        for index, (one, target) in enumerate(zip(test.inputs, test.targets, strict=True)):
+            row: dict[str, Any] = {"text" if isinstance(one, str) else "input": one, "label": task.shown(data.labels, target)}
+            row |= {system: task.shown(data.labels, said.values[index]) for system, said in predictions.items()}
+            if sure_N is not None:
+                row["probability"] = round(float(sure_N[index]), 6)
+            row["pretraining_overlap"] = None if seen_N is None else round(float(seen_N[index]), 4)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_confusion(path: Path, data: TaskData, said: Predictions) -> None:
+    """The confusion matrix of a task with one label an example: rows are true labels, columns predicted ones."""
+    from sklearn.metrics import confusion_matrix
+
+    targets = data.splits["test"].targets
+    if data.labels and all(isinstance(target, int) for target in targets):
+        counts = confusion_matrix(targets, said.values, labels=range(len(data.labels))).tolist()
+        write_json(path, {"labels": data.labels, "rows": "true", "columns": "predicted", "counts": counts})
