@@ -1,6 +1,5 @@
 """The training loop: every stage that trains runs this one."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 from fmray.core.cursor import Cursor
@@ -11,15 +10,22 @@ from fmray.train.engine import Engine, Learnt, StepStats
 # This worker's micro-batches of one global batch, and where the data stands behind them.
 Step = tuple[Sequence[Batch], Cursor]
 OnStep = Callable[[int, StepStats, Cursor], None]
+OnNonfinite = Callable[[StepStats, Sequence[Batch], Cursor], None]
 
 
-def train(engine: Engine, objective: Learnt, batches: Iterable[Step], *, max_steps: int, seed: int, on_step: OnStep) -> None:
+def train(
+    engine: Engine, objective: Learnt, batches: Iterable[Step], *, max_steps: int, seed: int, on_step: OnStep,
+    on_nonfinite: OnNonfinite | None = None,
+) -> None:  # fmt: skip
     """Trains until `engine.step` is `max_steps` or the batches run out, and tells `on_step` after every optimizer step.
 
     torch's generator is seeded from (seed, step) before each step, so dropout needs no saved random state to resume.
 
+    Args:
+        on_nonfinite: is told of a step that was not applied because loss or gradient norm is no finite number, and raises to stop.
+
     Raises:
-        RunError: the loss is not a finite number. It is the same on every worker, so all stop together.
+        RunError: a loss or gradient norm is no finite number, and no `on_nonfinite` was given. It is the same on every worker, so all stop together.
     """
     import torch
 
@@ -28,6 +34,8 @@ def train(engine: Engine, objective: Learnt, batches: Iterable[Step], *, max_ste
         micro_batches, cursor = item
         torch.manual_seed((seed << 32) + engine.step)
         stats = engine.train_batch(micro_batches, objective)
-        if not math.isfinite(stats.loss):
-            raise RunError(f"the loss is {stats.loss} at step {engine.step}", todo="lower optim.lr, raise optim.warmup_steps or look at the data")
+        if not stats.applied:
+            if on_nonfinite is None:
+                raise RunError(f"{stats.fault} at step {engine.step}", todo="lower optim.lr, raise optim.warmup_steps or look at the data")
+            on_nonfinite(stats, micro_batches, cursor)
         on_step(engine.step, stats, cursor)

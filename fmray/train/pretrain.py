@@ -172,7 +172,8 @@ def _watch(out: Out, last_step: int) -> None:
     lines = read_metrics(out.path / METRICS, tail=True)
     if lines:
         speed = statistics.median(line["tokens_per_s"] for line in lines)
-        out.progress(done=lines[-1]["step"], total=last_step, loss=lines[-1]["loss"], tokens_per_s=speed)
+        losses = [line["loss"] for line in lines if line["loss"] is not None]
+        out.progress(done=lines[-1]["step"], total=last_step, **({"loss": losses[-1]} if losses else {}), tokens_per_s=speed)
     else:
         out.progress("starting workers")
 
@@ -213,12 +214,13 @@ def _checkpoint(
         losses=points,
         objective=dump(config.objective),
         parent=previous.fingerprint if previous is not None else init.fingerprint if init is not None else None,
-        figures={
-            "train/loss": points[-1].loss,
+        figures=({"train/loss": points[-1].loss} if points else {})
+        | {
             "train/steps_s": sum(steps_s),
             "perf/tokens_per_s": statistics.median(line["tokens_per_s"] for line in lines),
             "perf/worker_peak_gb": summary["worker_peak_gb"],
         }
+        | ({"train/skipped_steps": float(skipped)} if (skipped := sum("skipped" in line for line in lines)) else {})
         # Only an attempt that took the first step itself knows how long it took to get there.
         | read
         | ({"perf/start_s": lines[0]["time"] - begun} if lines[0]["time"] > begun else {}),

@@ -23,6 +23,7 @@ from fmray.train.deepspeed_engine import DeepSpeedEngine, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
 from fmray.train.loop import train
 from fmray.train.metrics import METRICS, MetricsLog
+from fmray.train.nonfinite import NonfiniteGuard
 from fmray.train.state import TrainState, commit_state, last_good_state, prune_states, state_folder
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     rows = row_batches(reader, config.objective, setting, cursor, rank=place.rank, world_size=place.world_size, micro_batch_size=config.rows_per_pass)
     with closing(rows):
         batches = rows if ledger is None else recorded(rows, ledger, cursor, engine.step)
-        train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step)
+        guard = NonfiniteGuard(config.nonfinite, engine, job.out / "work" / "nonfinite", place.rank)
+        train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard)
     weights = engine.export_state_dict()
     if place.rank == 0:
         save_model(job.out, engine.module, weights, job.init or (job.dataset / "tokenizer" if job.vocab_size else None))
