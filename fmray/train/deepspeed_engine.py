@@ -15,6 +15,7 @@ from fmray.core.errors import RunError
 from fmray.objectives import Batch
 from fmray.train.engine import Engine, Learnt, LrAt, Precision, StepStats, checked_count, set_lr, to_device
 from fmray.train.optim import Optim, adamw, param_groups
+from fmray.train.storage import persist
 
 if TYPE_CHECKING:
     import torch
@@ -139,6 +140,7 @@ class DeepSpeedEngine(Engine):
         self._loss_is_finite = True
         self._norm: float | None = None
         self._gate_updates()
+        self._persist_files()
         self._world_size = torch.distributed.get_world_size()
         if compile:
             self._engine.compile()
@@ -167,7 +169,15 @@ class DeepSpeedEngine(Engine):
 
         inner.step = gated
 
-    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt) -> StepStats:
+    def _persist_files(self) -> None:
+        """Lets DeepSpeed write each file as `persist` does: between its collectives a whole save cannot be begun anew by one worker."""
+        files = self._engine.checkpoint_engine
+        write = files.save
+        files.save = lambda state, path: persist(lambda: write(state, path), Path(path))
+        # Scripts that turn a state into a model; `export_state_dict` does, and what is copied may fail.
+        self._engine._copy_recovery_script = lambda folder: None
+
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt, stop_asked: Callable[[], bool] = never) -> StepStats:
         """See `Engine`. The number of micro-batches must be the one that the engine was made for."""
         import torch
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from fmray.core.errors import RunError
 from fmray.objectives import Batch, Forward, LossParts
 from fmray.train.optim import Optim, adamw
+from fmray.train.storage import persist
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,11 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes this worker's part of weights and optimizer state below `folder`; every worker calls it with the same one."""
+        """Writes this worker's part of weights and optimizer state below `folder`; every worker calls it with the same one.
+
+        Raises:
+            RunError: the storage refuses it, for longer than `persist` waits.
+        """
 
     @abc.abstractmethod
     def load(self, folder: Path) -> None:
@@ -145,7 +150,7 @@ class TorchEngine(Engine):
         import torch
 
         state = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict(), "step": self.step, "skipped": self.skipped}
-        torch.save(state, folder / "engine.pt")
+        persist(lambda: torch.save(state, folder / "engine.pt"), folder / "engine.pt")
 
     def load(self, folder: Path) -> None:
         """See `Engine`."""
