@@ -4,7 +4,7 @@ import importlib
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,7 +13,7 @@ from pydantic import model_validator
 from fmray.core.config import Config
 from fmray.core.errors import RunError
 from fmray.objectives import Batch
-from fmray.train.engine import Engine, Learnt, LrAt, Precision, StepStats, checked_count, set_lr, to_device
+from fmray.train.engine import Engine, Learnt, LrAt, Precision, StepStats, checked_count, never, set_lr, to_device
 from fmray.train.optim import Optim, adamw, param_groups
 from fmray.train.storage import persist
 
@@ -196,13 +196,14 @@ class DeepSpeedEngine(Engine):
             self._engine.backward(part * scale)
             loss_sum += part.detach()
             if index + 1 == self._accumulate:
-                # Before the update, which must not happen on a loss that is no number.
-                torch.distributed.all_reduce(loss_sum)
-                loss = loss_sum.item()
+                # Before the update, which must not happen on a loss that is no number; whether to stop travels along.
+                reduced = torch.stack([loss_sum, torch.tensor(float(stop_asked()), device=self.device)])
+                torch.distributed.all_reduce(reduced)
+                loss, askers = reduced.tolist()
                 self._loss_is_finite, self._norm = math.isfinite(loss), self._clip_own()
             self._engine.step()
         norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
-        stats = StepStats(loss, count, float(norm), lr)
+        stats = StepStats(loss, count, float(norm), lr, stop=askers > 0)
         self.step += 1
         self.skipped += not stats.applied
         return stats

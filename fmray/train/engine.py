@@ -34,13 +34,14 @@ class Learnt(Protocol):
 class StepStats:
     """One optimizer step: the summed loss (nats) and the number of targets over the whole global batch, and what was applied.
 
-    `grad_norm` is the norm before clipping.
+    `grad_norm` is the norm before clipping. `stop` says whether any worker had been asked to stop by the end of the step.
     """
 
     loss_sum: float
     count: int
     grad_norm: float
     lr: float
+    stop: bool = False
 
     @property
     def loss(self) -> float:
@@ -61,6 +62,11 @@ class StepStats:
         return not self.fault
 
 
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
 class Engine(abc.ABC):
     """Holds the module, the optimizer and the number of finished steps.
 
@@ -75,10 +81,11 @@ class Engine(abc.ABC):
     skipped: int
 
     @abc.abstractmethod
-    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt) -> StepStats:
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt, stop_asked: Callable[[], bool] = never) -> StepStats:
         """One optimizer step over this worker's part of a global batch, given as host tensors.
 
         Where the loss or the gradient norm of the whole global batch is no finite number, no worker's weights and optimizer change.
+        `stop_asked` is asked once, late in the step; all workers are told together when any was asked.
 
         Raises:
             RunError: the global batch holds no target.
@@ -124,7 +131,7 @@ class TorchEngine(Engine):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             return self._run(**inputs)
 
-    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt) -> StepStats:
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt, stop_asked: Callable[[], bool] = never) -> StepStats:
         """See `Engine`."""
         import torch
 
@@ -137,7 +144,7 @@ class TorchEngine(Engine):
             loss_sum += part.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._optim.max_grad_norm)
         lr = set_lr(self._optimizer, self._lr_at(self.step - self.skipped))
-        stats = StepStats(loss_sum.item(), count, norm.item(), lr)
+        stats = StepStats(loss_sum.item(), count, norm.item(), lr, stop_asked())
         if stats.applied:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
