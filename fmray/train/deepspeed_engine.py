@@ -173,7 +173,11 @@ class DeepSpeedEngine(Engine):
         """Lets DeepSpeed write each file as `persist` does: between its collectives a whole save cannot be begun anew by one worker."""
         files = self._engine.checkpoint_engine
         write = files.save
-        files.save = lambda state, path: persist(lambda: write(state, path), Path(path))
+
+        def save(state_dict: Any, path: str) -> None:
+            persist(lambda: write(state_dict, path), Path(path))
+
+        files.save = save
         # Scripts that turn a state into a model; `export_state_dict` does, and what is copied may fail.
         self._engine._copy_recovery_script = lambda folder: None
 

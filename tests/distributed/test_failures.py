@@ -17,7 +17,7 @@ from fmray.train.metrics import METRICS, read_metrics
 from fmray.train.pretrain import LEDGER
 from fmray.train.state import STATE, last_good_state, state_folder
 from fmray.train.watchdog import VERDICT
-from tests.distributed.running import after_steps, curve, kill_a_worker_after, pretrain, workers
+from tests.distributed.running import after_steps, curve, pretrain, workers
 from tests.train.dataset import token_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -37,18 +37,6 @@ def quiet(dataset, tmp_path_factory):
 def assert_same(artifact, quiet):
     assert curve(artifact.path) == curve(quiet.path)
     assert artifact.payload.digest == quiet.payload.digest
-
-
-def test_sigterm_to_a_worker_loses_no_step_and_is_no_failure(quiet, dataset, tmp_path):
-    root = tmp_path / "base"
-    asked_at = kill_a_worker_after(root, 13, signal.SIGTERM)
-    artifact = pretrain(root, dataset, ledger=True, max_failures=0)
-    assert 13 <= asked_at() < 40
-    assert_same(artifact, quiet)
-    proof = json.loads((root / LEDGER).read_text())
-    assert proof["proven"]
-    # Two attempts, and no step was computed twice.
-    assert (proof["n_read"], proof["n_void"], proof["world_sizes"]) == (320, 0, [2, 2])
 
 
 @pytest.mark.slow

@@ -18,8 +18,9 @@ FAULTS = ("nan", "infinite_loss", "nan_gradient")
 # The first of all batches is among the bad ones, for optimizers make their state with the first update.
 ORDER = ["infinite_loss", 0, 1, "nan", 2, "nan_gradient", 3, "infinite_loss", 4]
 CASES = [
-    *(Case(f"{p}-{s}", stage=s, precision=p, micro_batch_size=2) for p in ("fp32", "bf16") for s in (0, 1, 2, 3)),
-    *(Case(f"bf16-{s}-whole", stage=s, precision="bf16", micro_batch_size=4) for s in (1, 2)),
+    *(Case(f"bf16-{s}", stage=s, precision="bf16", micro_batch_size=2) for s in (0, 1, 2, 3)),
+    *(Case(f"fp32-{s}", stage=s, micro_batch_size=2) for s in (0, 3)),
+    Case("bf16-1-whole", precision="bf16"),
     Case("bf16-1-unchecked", precision="bf16", overrides={"bf16": {"check_grad_overflow": False}}),
     Case("fp32-2-offloaded", stage=2, offload=True),
 ]
