@@ -10,7 +10,7 @@ from typing import Any
 
 from fmray.core.artifact import Artifact, write_json
 from fmray.core.config import dump
-from fmray.core.errors import ArtifactError, ConfigError
+from fmray.core.errors import ArtifactError, ConfigError, FmrayError, RunError
 from fmray.core.report import Cost
 from fmray.core.stage import Out, stage
 from fmray.data.dataset import TokenDataset
@@ -50,17 +50,23 @@ def pretrain(
     job = _job(config, dataset, out, previous, init)
     for states in (job.states, job.previous):
         _check_layout(config, states)
-    begun = time.time()
-    launch(
-        functools.partial(run_pretraining, job),
-        folder=out.work,
-        num_workers=config.num_workers,
-        cpus_per_worker=config.cpus_per_worker,
-        use_gpu=config.use_gpu,
-        max_failures=config.max_failures,
-        wait_s=config.wait_s,
-        watch=functools.partial(_watch, out, job.last_step),
-    )
+    begun, fresh = time.time(), latest_state(job.states) is None
+    try:
+        launch(
+            functools.partial(run_pretraining, job),
+            folder=out.work,
+            num_workers=config.num_workers,
+            cpus_per_worker=config.cpus_per_worker,
+            use_gpu=config.use_gpu,
+            max_failures=config.max_failures,
+            wait_s=config.wait_s,
+            watch=functools.partial(_watch, out, job.last_step),
+        )
+    except FmrayError as error:
+        if error.exit_code == 2 and fresh and latest_state(job.states) is not None:
+            # Refused input leaves nothing behind; what shows only after steps were saved is a fault of the run, and they are kept.
+            raise RunError(error.what, where=error.where, todo=error.todo) from error
+        raise
     prune_states(job.states, keep=1)
     read = _check_ledger(job, dataset.payload.n_rows, previous) if config.ledger else {}
     return _checkpoint(job, out, previous, init, begun, read)

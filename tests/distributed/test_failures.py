@@ -102,6 +102,14 @@ def test_a_loss_that_is_no_number_stops_and_the_same_run_may_go_on_without_it(da
     assert lines[-1]["loss"] < 0.85 * lines[0]["loss"]
 
 
+@pytest.mark.slow
+def test_refused_input_that_shows_only_after_a_save_does_not_take_the_states_along(dataset, tmp_path):
+    root = tmp_path / "base"
+    with pytest.raises(RunError, match=r"part-00000.parquet: the row is damaged"):
+        pretrain(root, dataset, objective={"type": "faulty", "damaged": True}, checkpoint_every_steps=1)
+    assert last_good_state(root / "work" / "train") is not None
+
+
 def limit_files(process, size):
     """No file of the process may grow beyond so many bytes: writing more fails as on a full disk. A state's files are larger."""
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
