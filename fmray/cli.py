@@ -1,6 +1,6 @@
 """The command line: argv to one call; every error that a user may meet is one line and an exit code.
 
-Exit codes: 0 done, 1 a fault in a run, 2 bad input, 3 a gate refused, 130 interrupted.
+Exit codes: 0 done, 1 a fault in a run, 2 bad input, 3 a gate refused, 130 interrupted, 143 terminated.
 """
 
 import contextlib

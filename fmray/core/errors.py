@@ -63,3 +63,9 @@ class GateRefused(FmrayError):
     """A gate refused, or no admitting decision covers what was to be searched, deployed or served."""
 
     exit_code = 3
+
+
+class Terminated(FmrayError):
+    """The run got SIGTERM and ended in order; the same command goes on where it stopped."""
+
+    exit_code = 143

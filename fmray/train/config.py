@@ -11,6 +11,7 @@ from fmray.objectives import Objective
 from fmray.objectives.causal_lm import CausalLM
 from fmray.train.deepspeed_engine import Zero, deepspeed_config
 from fmray.train.engine import Precision
+from fmray.train.nonfinite import Nonfinite
 from fmray.train.optim import Optim
 
 
@@ -27,6 +28,8 @@ class PretrainConfig(Config):
         keep_checkpoints: states to resume from that are kept while it runs.
         max_failures: how often the workers are started again after one died.
         wait_s: how long to wait for the cluster to have the workers' resources.
+        hang_after_s: a step that takes longer than this, and than ten median ones, is taken for a hang: stacks are kept and all starts again.
+        nonfinite: whether a loss that is no number stops the run, or how many such updates may be skipped.
         ledger: whether every worker puts down which rows it read, and the record then proves that each was read once an epoch.
     """
 
@@ -51,6 +54,8 @@ class PretrainConfig(Config):
     keep_checkpoints: int = runtime(2, ge=1)
     max_failures: int = runtime(3, ge=0)
     wait_s: float = runtime(60.0, ge=0)
+    hang_after_s: float = runtime(60.0, gt=0)
+    nonfinite: Nonfinite = runtime(Nonfinite())
     ledger: bool = runtime(False)
 
     @model_validator(mode="after")

@@ -2,8 +2,9 @@
 
 import importlib
 import logging
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -12,8 +13,9 @@ from pydantic import model_validator
 from fmray.core.config import Config
 from fmray.core.errors import RunError
 from fmray.objectives import Batch
-from fmray.train.engine import Engine, Learnt, LrAt, Precision, StepStats, checked_count, set_lr, to_device
+from fmray.train.engine import Engine, Learnt, LrAt, Precision, StepStats, checked_count, never, set_lr, to_device
 from fmray.train.optim import Optim, adamw, param_groups
+from fmray.train.storage import persist
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +125,7 @@ class DeepSpeedEngine(Engine):
         import deepspeed
         import torch
 
-        self.step = 0
+        self.step = self.skipped = 0
         self._optim, self._lr_at = optim, lr_at
         self._stage, self._accumulate = config["zero_optimization"]["stage"], config["gradient_accumulation_steps"]
         model = model.to(torch.float32)
@@ -135,6 +137,10 @@ class DeepSpeedEngine(Engine):
         self.module = self._engine.module
         self.device = torch.device(self._engine.device)
         self._keep_buffers(buffers)
+        self._loss_is_finite = True
+        self._norm: float | None = None
+        self._gate_updates()
+        self._persist_files()
         self._world_size = torch.distributed.get_world_size()
         if compile:
             self._engine.compile()
@@ -146,7 +152,36 @@ class DeepSpeedEngine(Engine):
             owner, _, leaf = name.rpartition(".")
             setattr(self.module.get_submodule(owner), leaf, value.to(self.device))
 
-    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt) -> StepStats:
+    def _gate_updates(self) -> None:
+        """Lets the optimizer that ZeRO calls last, behind its reduction and norm, change nothing when loss or norm is no finite number.
+
+        DeepSpeed drops an update by itself when the norm is none, in most of its optimizers and unless an override tells it not to;
+        it never looks at the loss, which may be infinite above gradients that are not. What it does after the update (weights copied
+        from masters, gradients cleared, steps counted) happens in any case.
+        """
+        inner = getattr(self._optimizer, "optimizer", self._optimizer)
+        update = inner.step
+
+        def gated(*args: Any, **options: Any) -> Any:
+            norm = getattr(self._optimizer, "_global_grad_norm", self._norm)
+            sound = self._loss_is_finite and (norm is None or (math.isfinite(norm) and norm >= 0))
+            return update(*args, **options) if sound else None
+
+        inner.step = gated
+
+    def _persist_files(self) -> None:
+        """Lets DeepSpeed write each file as `persist` does: between its collectives a whole save cannot be begun anew by one worker."""
+        files = self._engine.checkpoint_engine
+        write = files.save
+
+        def save(state_dict: Any, path: str) -> None:
+            persist(lambda: write(state_dict, path), Path(path))
+
+        files.save = save
+        # Scripts that turn a state into a model; `export_state_dict` does, and what is copied may fail.
+        self._engine._copy_recovery_script = lambda folder: None
+
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt, stop_asked: Callable[[], bool] = never) -> StepStats:
         """See `Engine`. The number of micro-batches must be the one that the engine was made for."""
         import torch
 
@@ -157,7 +192,7 @@ class DeepSpeedEngine(Engine):
         count = checked_count(int(total), self.step)
         # DeepSpeed averages over workers and accumulation steps; multiplied by both, their sum remains.
         scale = self._world_size * self._accumulate / count
-        lr = set_lr(self._optimizer, self._lr_at(self.step))
+        lr = set_lr(self._optimizer, self._lr_at(self.step - self.skipped))
         loss_sum = torch.zeros((), device=self.device, dtype=torch.float32)
         self.module.train()
         for index, batch in enumerate(micro_batches):
@@ -165,11 +200,17 @@ class DeepSpeedEngine(Engine):
             self._engine.backward(part * scale)
             loss_sum += part.detach()
             if index + 1 == self._accumulate:
-                norm = self._clip_own()
+                # Before the update, which must not happen on a loss that is no number; whether to stop travels along.
+                reduced = torch.stack([loss_sum, torch.tensor(float(stop_asked()), device=self.device)])
+                torch.distributed.all_reduce(reduced)
+                loss, askers = reduced.tolist()
+                self._loss_is_finite, self._norm = math.isfinite(loss), self._clip_own()
             self._engine.step()
-        torch.distributed.all_reduce(loss_sum)
+        norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm
+        stats = StepStats(loss, count, float(norm), lr, stop=askers > 0)
         self.step += 1
-        return StepStats(loss_sum.item(), count, float(self._engine.get_global_grad_norm() if norm is None else norm), lr)
+        self.skipped += not stats.applied
+        return stats
 
     def _forward(self, **inputs: Any) -> Any:
         """The module's output; pixels and the like come in the precision of the weights, which DeepSpeed casts and inputs not."""
@@ -189,14 +230,14 @@ class DeepSpeedEngine(Engine):
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""
-        self._engine.save_checkpoint(str(folder), tag=TAG, client_state={"fmray_step": self.step}, save_latest=False)
+        self._engine.save_checkpoint(str(folder), tag=TAG, client_state={"fmray_step": self.step, "fmray_skipped": self.skipped}, save_latest=False)
 
     def load(self, folder: Path) -> None:
         """See `Engine`."""
         path, client = self._engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RunError("DeepSpeed found no checkpoint there", where=str(folder))
-        self.step = int(client["fmray_step"])
+        self.step, self.skipped = int(client["fmray_step"]), int(client.get("fmray_skipped", 0))
 
     def export_state_dict(self) -> "dict[str, torch.Tensor]":
         """See `Engine`. Gathers one parameter at a time, from the float32 masters where there are any."""

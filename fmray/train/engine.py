@@ -1,6 +1,7 @@
 """What turns batches into weight updates: one small face, and plain torch behind it. DeepSpeed stands in its own file."""
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from fmray.core.errors import RunError
 from fmray.objectives import Batch, Forward, LossParts
 from fmray.train.optim import Optim, adamw
+from fmray.train.storage import persist
 
 if TYPE_CHECKING:
     import torch
@@ -32,34 +34,58 @@ class Learnt(Protocol):
 class StepStats:
     """One optimizer step: the summed loss (nats) and the number of targets over the whole global batch, and what was applied.
 
-    `grad_norm` is the norm before clipping.
+    `grad_norm` is the norm before clipping. `stop` says whether any worker had been asked to stop by the end of the step.
     """
 
     loss_sum: float
     count: int
     grad_norm: float
     lr: float
+    stop: bool = False
 
     @property
     def loss(self) -> float:
         """The mean loss of a target."""
         return self.loss_sum / self.count
 
+    @property
+    def fault(self) -> str:
+        """Which of loss and gradient norm is no finite number, in words; empty where both are."""
+        if not math.isfinite(self.loss_sum):
+            return f"the loss is {self.loss}"
+        # A library's norm of something infinite may be told as -1.
+        return "" if math.isfinite(self.grad_norm) and self.grad_norm >= 0 else f"the gradient norm is {self.grad_norm}"
+
+    @property
+    def applied(self) -> bool:
+        """Whether the weights were updated, which no loss and no gradient may do that is no finite number."""
+        return not self.fault
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
 
 class Engine(abc.ABC):
     """Holds the module, the optimizer and the number of finished steps.
 
     Gradients are those of the mean over all targets of the global batch: every micro-batch's summed loss is divided by
-    the global count, so neither accumulation nor the number of workers changes them.
+    the global count, so neither accumulation nor the number of workers changes them. Of the `step` finished steps, `skipped`
+    were not applied because loss or gradient norm was no finite number; the schedule stands still over them.
     """
 
     module: "torch.nn.Module"
     device: "torch.device"
     step: int
+    skipped: int
 
     @abc.abstractmethod
-    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt) -> StepStats:
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt, stop_asked: Callable[[], bool] = never) -> StepStats:
         """One optimizer step over this worker's part of a global batch, given as host tensors.
+
+        Where the loss or the gradient norm of the whole global batch is no finite number, no worker's weights and optimizer change.
+        `stop_asked` is asked once, late in the step; all workers are told together when any was asked.
 
         Raises:
             RunError: the global batch holds no target.
@@ -67,7 +93,11 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes this worker's part of weights and optimizer state below `folder`; every worker calls it with the same one."""
+        """Writes this worker's part of weights and optimizer state below `folder`; every worker calls it with the same one.
+
+        Raises:
+            RunError: the storage refuses it, for longer than `persist` waits.
+        """
 
     @abc.abstractmethod
     def load(self, folder: Path) -> None:
@@ -89,7 +119,7 @@ class TorchEngine(Engine):
 
         self.device = torch.device(device)
         self.module = model.to(self.device, torch.float32)
-        self.step = 0
+        self.step = self.skipped = 0
         self._optim, self._lr_at, self._precision = optim, lr_at, precision
         self._optimizer = adamw(self.module, optim)
         self._run: Any = torch.compile(self.module) if compile else self.module
@@ -101,7 +131,7 @@ class TorchEngine(Engine):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             return self._run(**inputs)
 
-    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt) -> StepStats:
+    def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt, stop_asked: Callable[[], bool] = never) -> StepStats:
         """See `Engine`."""
         import torch
 
@@ -113,18 +143,21 @@ class TorchEngine(Engine):
             (part / count).backward()
             loss_sum += part.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._optim.max_grad_norm)
-        lr = set_lr(self._optimizer, self._lr_at(self.step))
-        self._optimizer.step()
+        lr = set_lr(self._optimizer, self._lr_at(self.step - self.skipped))
+        stats = StepStats(loss_sum.item(), count, norm.item(), lr, stop_asked())
+        if stats.applied:
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return StepStats(loss_sum.item(), count, norm.item(), lr)
+        self.skipped += not stats.applied
+        return stats
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""
         import torch
 
-        state = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict(), "step": self.step}
-        torch.save(state, folder / "engine.pt")
+        state = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict(), "step": self.step, "skipped": self.skipped}
+        persist(lambda: torch.save(state, folder / "engine.pt"), folder / "engine.pt")
 
     def load(self, folder: Path) -> None:
         """See `Engine`."""
@@ -133,7 +166,7 @@ class TorchEngine(Engine):
         state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
         self.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self.skipped = state["step"], state.get("skipped", 0)
 
     def export_state_dict(self) -> "dict[str, torch.Tensor]":
         """See `Engine`."""

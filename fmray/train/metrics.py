@@ -24,14 +24,16 @@ class MetricsLog:
         self._tokens, self._last = tokens_per_step, time.monotonic()
 
     def write(self, step: int, stats: StepStats) -> None:
-        """Adds the line of a step."""
+        """Adds the line of a step. One that was not applied has no loss and no norm: JSON knows no NaN, and no curve should."""
         now = time.monotonic()
         speed = self._tokens / max(now - self._last, 1e-9)
         self._last = now
         line = {
-            "step": step, "loss": stats.loss, "lr": stats.lr, "grad_norm": stats.grad_norm, "n_targets": stats.count,
+            "step": step, "loss": stats.loss if stats.applied else None, "lr": stats.lr, "grad_norm": stats.grad_norm if stats.applied else None, "n_targets": stats.count,
             "tokens_per_s": round(speed, 1), "time": round(time.time(), 3),
         }  # fmt: skip
+        if not stats.applied:
+            line["skipped"] = stats.fault
         self._file.write(json.dumps(line) + "\n")
 
     def pause(self) -> None:
@@ -53,7 +55,11 @@ def read_metrics(path: Path, *, tail: bool = False) -> list[dict[str, Any]]:
 
 
 def loss_points(lines: Sequence[dict[str, Any]], at_most: int = 200) -> tuple[LossPoint, ...]:
-    """The loss curve in at most so many points: each is the mean over the steps since the point before it, weighted by targets."""
+    """The loss curve in at most so many points: each is the mean over the steps since the point before it, weighted by targets.
+
+    Steps that were skipped have no loss to show.
+    """
+    lines = [line for line in lines if line["loss"] is not None]
     size = max(1, -(-len(lines) // at_most))
     chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
     return tuple(

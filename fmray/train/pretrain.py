@@ -10,7 +10,7 @@ from typing import Any
 
 from fmray.core.artifact import Artifact, write_json
 from fmray.core.config import dump
-from fmray.core.errors import ArtifactError, ConfigError
+from fmray.core.errors import ArtifactError, ConfigError, FmrayError, RunError
 from fmray.core.report import Cost
 from fmray.core.stage import Out, stage
 from fmray.data.dataset import TokenDataset
@@ -50,17 +50,23 @@ def pretrain(
     job = _job(config, dataset, out, previous, init)
     for states in (job.states, job.previous):
         _check_layout(config, states)
-    begun = time.time()
-    launch(
-        functools.partial(run_pretraining, job),
-        folder=out.work,
-        num_workers=config.num_workers,
-        cpus_per_worker=config.cpus_per_worker,
-        use_gpu=config.use_gpu,
-        max_failures=config.max_failures,
-        wait_s=config.wait_s,
-        watch=functools.partial(_watch, out, job.last_step),
-    )
+    begun, fresh = time.time(), latest_state(job.states) is None
+    try:
+        launch(
+            functools.partial(run_pretraining, job),
+            folder=out.work,
+            num_workers=config.num_workers,
+            cpus_per_worker=config.cpus_per_worker,
+            use_gpu=config.use_gpu,
+            max_failures=config.max_failures,
+            wait_s=config.wait_s,
+            watch=functools.partial(_watch, out, job.last_step),
+        )
+    except FmrayError as error:
+        if error.exit_code == 2 and fresh and latest_state(job.states) is not None:
+            # Refused input leaves nothing behind; what shows only after steps were saved is a fault of the run, and they are kept.
+            raise RunError(error.what, where=error.where, todo=error.todo) from error
+        raise
     prune_states(job.states, keep=1)
     read = _check_ledger(job, dataset.payload.n_rows, previous) if config.ledger else {}
     return _checkpoint(job, out, previous, init, begun, read)
@@ -170,7 +176,8 @@ def _watch(out: Out, last_step: int) -> None:
     lines = read_metrics(out.path / METRICS, tail=True)
     if lines:
         speed = statistics.median(line["tokens_per_s"] for line in lines)
-        out.progress(done=lines[-1]["step"], total=last_step, loss=lines[-1]["loss"], tokens_per_s=speed)
+        losses = [line["loss"] for line in lines if line["loss"] is not None]
+        out.progress(done=lines[-1]["step"], total=last_step, **({"loss": losses[-1]} if losses else {}), tokens_per_s=speed)
     else:
         out.progress("starting workers")
 
@@ -211,12 +218,13 @@ def _checkpoint(
         losses=points,
         objective=dump(config.objective),
         parent=previous.fingerprint if previous is not None else init.fingerprint if init is not None else None,
-        figures={
-            "train/loss": points[-1].loss,
+        figures=({"train/loss": points[-1].loss} if points else {})
+        | {
             "train/steps_s": sum(steps_s),
             "perf/tokens_per_s": statistics.median(line["tokens_per_s"] for line in lines),
             "perf/worker_peak_gb": summary["worker_peak_gb"],
         }
+        | ({"train/skipped_steps": float(skipped)} if (skipped := sum("skipped" in line for line in lines)) else {})
         # Only an attempt that took the first step itself knows how long it took to get there.
         | read
         | ({"perf/start_s": lines[0]["time"] - begun} if lines[0]["time"] > begun else {}),

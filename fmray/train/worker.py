@@ -17,13 +17,17 @@ from fmray.model.architectures import Architecture, padded_vocab_size
 from fmray.model.export import save_model
 from fmray.model.positions import position_offset
 from fmray.objectives import setting_for
+from fmray.train import stopping
 from fmray.train.batches import recorded, row_batches
 from fmray.train.config import PretrainConfig
 from fmray.train.deepspeed_engine import DeepSpeedEngine, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
 from fmray.train.loop import train
 from fmray.train.metrics import METRICS, MetricsLog
+from fmray.train.nonfinite import NonfiniteGuard
 from fmray.train.state import TrainState, commit_state, last_good_state, prune_states, state_folder
+from fmray.train.storage import persist
+from fmray.train.watchdog import HANGS, Watchdog, next_hang
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -127,6 +131,9 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     """Trains from the last good state (of this run, of the previous round, or none) to the last step, and exports the model.
 
     `report` is called by every worker when its part of a state is written; it returns once all have called it.
+
+    Raises:
+        Stopped: a worker was asked to stop, and the state of this step is written.
     """
     import torch
 
@@ -138,13 +145,18 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     ledger = _ledger(job, place, attempt, engine.step, reader.n_rows) if config.ledger else None
     log = MetricsLog(job.out / METRICS, from_step=engine.step, tokens_per_step=config.global_batch_size * job.positions) if place.rank == 0 else None
 
+    hangs = next_hang(job.out / "work" / HANGS, rank=place.rank, world_size=place.world_size)
+    watchdog = Watchdog(hangs, rank=place.rank, world_size=place.world_size, hang_after_s=config.hang_after_s)
+
     def on_step(step: int, stats: StepStats, behind: Cursor) -> None:
         if log is not None:
             log.write(step, stats)
-        if step % config.checkpoint_every_steps == 0 or step == job.last_step:
-            if ledger is not None:
-                ledger.sync()
-            _save(job, place, engine, behind, report)
+        watchdog.finished(step)
+        if step % config.checkpoint_every_steps == 0 or step == job.last_step or stats.stop:
+            with watchdog.saving():
+                if ledger is not None:
+                    persist(ledger.sync, job.ledger)
+                _save(job, place, engine, behind, report)
             if log is not None:
                 log.pause()
 
@@ -152,9 +164,12 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     payload, hf_config = load(job.dataset, TokenDataset).payload, module.config.to_dict()
     setting = setting_for(job.dataset, payload, hf_config, config.seed)
     rows = row_batches(reader, config.objective, setting, cursor, rank=place.rank, world_size=place.world_size, micro_batch_size=config.rows_per_pass)
-    with closing(rows):
-        batches = rows if ledger is None else recorded(rows, ledger, cursor, engine.step)
-        train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step)
+    guard = NonfiniteGuard(config.nonfinite, engine, job.out / "work" / "nonfinite", place.rank)
+    with closing(rows), watchdog:
+        batches = watchdog.watched(rows if ledger is None else recorded(rows, ledger, cursor, engine.step))
+        train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard, stop_asked=stopping.asked)
+    if engine.step < job.last_step:
+        raise stopping.Stopped(engine.step)
     weights = engine.export_state_dict()
     if place.rank == 0:
         save_model(job.out, engine.module, weights, job.init or (job.dataset / "tokenizer" if job.vocab_size else None))
@@ -187,11 +202,12 @@ def _resume(job: PretrainJob, place: Place, engine: Engine) -> tuple[Cursor, int
 
 def _save(job: PretrainJob, place: Place, engine: Engine, cursor: Cursor, report: Callable[[int, Path], None]) -> None:
     folder = state_folder(job.states, engine.step)
-    folder.mkdir(parents=True, exist_ok=True)
+    persist(lambda: folder.mkdir(parents=True, exist_ok=True), folder)
     engine.save(folder)
     report(engine.step, folder)
     if place.rank == 0:
-        commit_state(folder, TrainState(step=engine.step, cursor=cursor, engine=engine_name(job.config), world_size=place.world_size))
+        state = TrainState(step=engine.step, cursor=cursor, engine=engine_name(job.config), world_size=place.world_size)
+        persist(lambda: commit_state(folder, state), folder)
         prune_states(job.states, keep=job.config.keep_checkpoints)
 
 

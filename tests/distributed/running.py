@@ -38,8 +38,13 @@ def curve(root: Path) -> list[tuple[int, float, float]]:
     return [(line["step"], line["loss"], line["grad_norm"]) for line in read_metrics(root / METRICS)]
 
 
-def kill_a_worker_after(root: Path, steps: int) -> Callable[[], int]:
-    """Kills one training worker with SIGKILL once so many steps are logged. The returned function waits and gives the step then reached."""
+def workers() -> list[psutil.Process]:
+    """The training workers of this process's Ray."""
+    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::RayTrainWo")]
+
+
+def after_steps(root: Path, steps: int, act: Callable[[], object]) -> Callable[[], int]:
+    """Calls `act` once so many steps are logged. The returned function waits and gives the step then reached."""
     reached: list[int] = []
 
     def watch() -> None:
@@ -47,8 +52,7 @@ def kill_a_worker_after(root: Path, steps: int) -> Callable[[], int]:
         while time.monotonic() < deadline:
             lines = read_metrics(root / METRICS)
             if lines and lines[-1]["step"] >= steps:
-                workers = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::RayTrainWo")]
-                os.kill(workers[-1].pid, signal.SIGKILL)
+                act()
                 reached.append(lines[-1]["step"])
                 return
             time.sleep(0.02)
@@ -61,3 +65,8 @@ def kill_a_worker_after(root: Path, steps: int) -> Callable[[], int]:
         return reached[0]
 
     return wait
+
+
+def kill_a_worker_after(root: Path, steps: int, number: int = signal.SIGKILL) -> Callable[[], int]:
+    """Sends one training worker a signal once so many steps are logged; see `after_steps`."""
+    return after_steps(root, steps, lambda: os.kill(workers()[-1].pid, number))

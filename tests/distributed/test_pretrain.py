@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 
 import pytest
@@ -77,6 +78,19 @@ def test_a_killed_worker_changes_nothing(quiet, dataset, tmp_path):
     assert (proof["n_read"], proof["world_sizes"]) == (320, [2, 2])
     assert proof["n_void"] > 0
     assert (artifact.payload.figures["data/rows_read"], artifact.payload.figures["data/rows_repeated"]) == (320, 0)
+
+
+def test_sigterm_to_a_worker_loses_no_step_and_is_no_failure(quiet, dataset, tmp_path):
+    root = tmp_path / "base"
+    asked_at = kill_a_worker_after(root, 13, signal.SIGTERM)
+    artifact = pretrain(root, dataset, ledger=True, max_failures=0)
+    assert 13 <= asked_at() < 40
+    assert curve(root) == curve(quiet[0].path)
+    assert artifact.payload.digest == quiet[0].payload.digest
+    proof = json.loads((root / LEDGER).read_text())
+    assert proof["proven"]
+    # Two attempts, and no step was computed twice.
+    assert (proof["n_read"], proof["n_void"], proof["world_sizes"]) == (320, 0, [2, 2])
 
 
 def test_an_attempt_that_failed_goes_on_from_its_last_whole_state(quiet, dataset, tmp_path):

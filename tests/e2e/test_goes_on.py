@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fmray.train.state import latest_state
 from tests.e2e.driver import QUICKSTART, SHRUNK, fmray, record, start
 
 ARGS = ("run", str(QUICKSTART), "base", *SHRUNK, "base.max_steps=120", "base.checkpoint_every_steps=20")
@@ -24,21 +25,34 @@ def wait_for_steps(metrics_file: Path, steps: int, process: psutil.Popen, timeou
     raise AssertionError(f"no {steps} steps within {timeout_s} s")
 
 
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("quiet")
+    assert fmray(*ARGS, cwd=folder).returncode == 0
+    return folder
+
+
 @pytest.mark.slow
-def test_kill_9_of_the_whole_run_then_the_same_command_ends_with_the_same_losses(tmp_path: Path) -> None:
-    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
-    quiet.mkdir()
-    killed.mkdir()
-    assert fmray(*ARGS, cwd=quiet).returncode == 0
-    process = start(*ARGS, cwd=killed)
-    wait_for_steps(killed / "runs/quickstart/base/metrics.jsonl", 50, process)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_was_ended_goes_on_with_the_same_command_and_the_same_losses(quiet: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = start(*ARGS, cwd=tmp_path)
+    base = tmp_path / "runs/quickstart/base"
+    wait_for_steps(base / "metrics.jsonl", 50, process)
     descendants = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, number)
+    said, _ = process.communicate(timeout=120)
     psutil.wait_procs(descendants, timeout=60)
-    done = fmray(*ARGS, cwd=killed)
+    if number == signal.SIGTERM:
+        reached = len((base / "metrics.jsonl").read_text().splitlines())
+        assert process.returncode == 143
+        assert f"fmray: ended by SIGTERM behind step {reached}, whose state is written; the same command" in said
+        state = latest_state(base / "work" / "train")
+        assert state is not None
+        assert state[1].step == reached < 120
+    done = fmray(*ARGS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    a, b = record(quiet / "runs/quickstart", "base"), record(killed / "runs/quickstart", "base")
+    a, b = record(quiet / "runs/quickstart", "base"), record(tmp_path / "runs/quickstart", "base")
     assert a["fingerprint"] == b["fingerprint"]
     assert a["payload"]["losses"] == b["payload"]["losses"]
     assert a["payload"]["digest"] == b["payload"]["digest"]

@@ -37,8 +37,18 @@ def test_it_ends_when_the_batches_do():
     assert running.step == 2
 
 
+def test_it_ends_behind_the_step_in_which_it_was_asked_to():
+    running, told = engine(), []
+    loop.train(
+        running, OBJECTIVE, batches(CASE, 0, 1, 0), max_steps=10, seed=0, on_step=lambda step, stats, _: told.append((step, stats.stop)),
+        stop_asked=lambda: running.step == 2,
+    )  # fmt: skip
+    assert told == [(1, False), (2, False), (3, True)]
+
+
 def test_a_loss_that_is_no_number_stops_it():
-    with pytest.raises(RunError, match=r"the loss is nan at step [23]; lower optim.lr"):
+    # Its first gradients are none, before any loss shows it.
+    with pytest.raises(RunError, match=r"the gradient norm is nan at step 2; lower optim.lr"):
         loop.train(engine(lr=1e30), OBJECTIVE, batches(CASE, 0, 1, 0), max_steps=5, seed=0, on_step=lambda *_: None)
 
 

@@ -1,0 +1,40 @@
+"""An objective that goes wrong on one row of the data: it hangs once, or gives no number each time."""
+
+import contextlib
+import os
+import time
+from typing import Literal
+
+from fmray.core.errors import ArtifactError
+from fmray.objectives import Batch, Forward, LossParts
+from fmray.objectives.causal_lm import CausalLM
+
+
+class Faulty(CausalLM):
+    """Causal language modelling with a fault.
+
+    Attributes:
+        row: the id of the row that it shows on; it says nothing where that row is not in the batch.
+        hang_once: a file that is made by whoever hangs first; None does not hang.
+        nan: whether the loss is no number.
+        damaged: whether the row cannot be used, as a file that breaks while it is read.
+    """
+
+    type: Literal["faulty"] = "faulty"  # type: ignore[assignment]
+    row: int = 37
+    hang_once: str | None = None
+    nan: bool = False
+    damaged: bool = False
+
+    def loss(self, model: Forward, batch: Batch) -> LossParts:
+        """See `CausalLM`, unless the row is there."""
+        parts = super().loss(model, batch)
+        if self.row not in batch["row_ids_B"].tolist():
+            return parts
+        if self.damaged:
+            raise ArtifactError("the row is damaged", where="part-00000.parquet")
+        if self.hang_once is not None:
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.hang_once, os.O_CREAT | os.O_EXCL))
+                time.sleep(600)
+        return LossParts(parts.sum * float("nan"), parts.count) if self.nan else parts
