@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fmray.core.errors import RunError
 from fmray.objectives import Batch, Forward, LossParts
+from fmray.train.layout import Held, held_whole, kept_buffers, read_held, write_held
 from fmray.train.optim import Optim, adamw
 
 if TYPE_CHECKING:
@@ -65,13 +66,29 @@ class Engine(abc.ABC):
             RunError: the global batch holds no target.
         """
 
-    @abc.abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes this worker's part of weights and optimizer state below `folder`; every worker calls it with the same one."""
+        """Writes this worker's part of weights and optimizer state below `folder`; every worker calls it with the same one.
+
+        Raises:
+            RunError: the optimizer keeps something that fmray cannot save.
+        """
+        write_held(folder, self._held(), {"step": self.step})
+
+    def load(self, folder: Path) -> None:
+        """Reads what any layout of workers saved; the next step equals that of the uninterrupted run, to the bit on the same layout.
+
+        Raises:
+            ArtifactError: it is the state of another model, or not whole.
+        """
+        self.step = read_held(folder, self._held())["step"]
+        self._loaded()
 
     @abc.abstractmethod
-    def load(self, folder: Path) -> None:
-        """Reads what `save` wrote with as many workers; the next step then equals that of the uninterrupted run."""
+    def _held(self) -> Held:
+        """What this worker holds of weights and optimizer state."""
+
+    def _loaded(self) -> None:
+        """Brings what is computed from the float32 weights up to date."""
 
     @abc.abstractmethod
     def export_state_dict(self) -> "dict[str, torch.Tensor]":
@@ -119,29 +136,14 @@ class TorchEngine(Engine):
         self.step += 1
         return StepStats(loss_sum.item(), count, norm.item(), lr)
 
-    def save(self, folder: Path) -> None:
-        """See `Engine`."""
-        import torch
-
-        state = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict(), "step": self.step}
-        torch.save(state, folder / "engine.pt")
-
-    def load(self, folder: Path) -> None:
-        """See `Engine`."""
-        import torch
-
-        state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+    def _held(self) -> Held:
+        return held_whole(self.module, self._optimizer)
 
     def export_state_dict(self) -> "dict[str, torch.Tensor]":
         """See `Engine`."""
         import torch
 
-        named = dict(self.module.named_parameters())
-        kept = self.module.state_dict().keys()
-        named.update({name: value for name, value in self.module.named_buffers() if name in kept})  # type: ignore[misc]
+        named = dict(self.module.named_parameters()) | kept_buffers(self.module)
         return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in named.items()}
 
 

@@ -94,8 +94,6 @@ def test_an_attempt_that_failed_goes_on_from_its_last_whole_state(quiet, dataset
     whole = latest_state(root / "work" / "train")
     assert whole is not None
     assert whole[1].step == 10 * (min(reached, 29) // 10)
-    with pytest.raises(ConfigError, match="was written by 2 workers with deepspeed zero 1 bf16, and 4 with deepspeed zero 1 bf16 are asked for"):
-        pretrain(root, dataset, num_workers=4)
     pretrain(root, dataset)
     assert curve(root) == curve(quiet[0].path)
 
