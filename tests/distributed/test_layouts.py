@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fmray.core.artifact import write_json
-from fmray.core.errors import ConfigError, RunError
+from fmray.core.errors import RunError
 from fmray.train.pretrain import LEDGER
-from fmray.train.state import STATE, latest_state
+from fmray.train.state import latest_state
 from tests.distributed.running import curve, kill_a_worker_after, pretrain
 from tests.train.dataset import token_dataset
 
@@ -25,6 +24,7 @@ def apart(a: Path, b: Path) -> float:
     return max(abs(x - y) for (_, x, _), (_, y, _) in zip(curve(a), curve(b), strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_of_two_workers_goes_on_on_one_and_then_on_four(ray_session, tmp_path):
     dataset = token_dataset(tmp_path / "corpus")
     quiet, root = tmp_path / "quiet", tmp_path / "base"
@@ -34,15 +34,7 @@ def test_a_run_of_two_workers_goes_on_on_one_and_then_on_four(ray_session, tmp_p
         with pytest.raises(RunError, match="worker was lost"):
             pretrain(root, dataset, ledger=True, max_failures=0, **changes)
         assert at <= killed_at() < 40
-    folder, state = latest_state(root / "work" / "train")
-    assert (state.world_size, state.step in (20, 30)) == (1, True)
-    # What an engine's own form looked like.
-    mine = (folder / STATE).read_text()
-    write_json(folder / STATE, {**json.loads(mine), "files": {"deepspeed/mp_rank_00_model_states.pt": ""}})
-    with pytest.raises(ConfigError, match="was written by 1 workers with deepspeed zero 1 bf16 in that engine's own form; finish it with") as error:
-        pretrain(root, dataset, ledger=True)
-    assert "\n" not in str(error.value)
-    (folder / STATE).write_text(mine)
+    assert latest_state(root / "work" / "train")[1].world_size == 1
     artifact = pretrain(root, dataset, ledger=True, num_workers=4, zero={"stage": 3})
     proof = json.loads((root / LEDGER).read_text())
     assert proof["proven"], proof

@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fmray.core.artifact import write_json
 from fmray.core.errors import ArtifactError, ConfigError, ResourceError, RunError
 from fmray.model.checkpoint import hf_digest
 from fmray.model.language_model import LanguageModel
 from fmray.train.pretrain import LEDGER
-from fmray.train.state import latest_state, state_folder
+from fmray.train.state import STATE, latest_state, state_folder
 from tests.data import made
 from tests.distributed.running import curve, kill_a_worker_after, pretrain
 from tests.train.dataset import VOCAB_SIZE, token_dataset
@@ -79,11 +80,11 @@ def test_a_killed_worker_changes_nothing(quiet, dataset, tmp_path):
     assert (artifact.payload.figures["data/rows_read"], artifact.payload.figures["data/rows_repeated"]) == (320, 0)
 
 
-def test_an_attempt_that_failed_goes_on_from_its_last_whole_state(quiet, dataset, tmp_path):
+def test_an_attempt_that_failed_goes_on_from_its_last_whole_state_on_other_workers(quiet, dataset, tmp_path):
     root = tmp_path / "base"
     killed_at = kill_a_worker_after(root, 24)
     with pytest.raises(RunError, match=r"worker was lost more than max_failures=0 times.*goes on from the last checkpoint") as error:
-        pretrain(root, dataset, max_failures=0)
+        pretrain(root, dataset, max_failures=0, ledger=True)
     assert "\n" not in str(error.value)
     reached = killed_at()
     # What a kill in the middle of a save leaves: a folder without its state.json.
@@ -94,8 +95,19 @@ def test_an_attempt_that_failed_goes_on_from_its_last_whole_state(quiet, dataset
     whole = latest_state(root / "work" / "train")
     assert whole is not None
     assert whole[1].step == 10 * (min(reached, 29) // 10)
-    pretrain(root, dataset)
-    assert curve(root) == curve(quiet[0].path)
+    mine = (whole[0] / STATE).read_text()
+    write_json(whole[0] / STATE, {**json.loads(mine), "files": {"deepspeed/mp_rank_00_model_states.pt": ""}})
+    with pytest.raises(ConfigError, match="was written by 2 workers with deepspeed zero 1 bf16 in that engine's own form; finish it with"):
+        pretrain(root, dataset, ledger=True)
+    (whole[0] / STATE).write_text(mine)
+    pretrain(root, dataset, ledger=True, num_workers=1, micro_batch_size=2, zero={"stage": 3})
+    lines, undisturbed = curve(root), curve(quiet[0].path)
+    assert lines[: whole[1].step] == undisturbed[: whole[1].step]
+    # One layout against another in bf16, as without a resume between them.
+    assert max(abs(a[1] - b[1]) for a, b in zip(lines, undisturbed, strict=True)) < 0.03
+    proof = json.loads((root / LEDGER).read_text())
+    assert proof["proven"], proof
+    assert (proof["n_read"], proof["world_sizes"]) == (320, [2, 1])
 
 
 def test_a_round_goes_on_where_the_one_before_ended(quiet, dataset, tmp_path):
