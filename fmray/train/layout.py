@@ -77,18 +77,20 @@ def rank_file(rank: int) -> str:
 
 
 def write_held(folder: Path, held: Held, counts: Mapping[str, int]) -> None:
-    """Writes this worker's file of a state. `counts` are the engine's own, `step` among them.
+    """Writes this worker's file of a state. `counts` are the engine's own: `step`, and of these `skipped` that were not applied, if it has such.
 
     Raises:
         RunError: the optimizer keeps something that does not belong to single weights.
+        OSError: the storage refuses the file.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     pieces = [piece for piece in held.pieces if not held.replicated or piece.tensor % held.world_size == held.rank]
     tensors, numbers = {}, dict[str, float]()
     for i in sorted({piece.tensor for piece in pieces}):
         tensors[f"{i}.{WEIGHT}"] = held.tensors[i]
-        if counts["step"] and not held.states[i]:
+        if counts["step"] > counts.get("skipped", 0) and not held.states[i]:
             raise RunError(f"the optimizer's state of {_names(pieces, i)} is not where fmray could save it", todo="leave deepspeed's overrides out")
         for key, value in held.states[i].items():
             if _is_number(key, value, held.tensors[i]):
@@ -102,7 +104,11 @@ def write_held(folder: Path, held: Held, counts: Mapping[str, int]) -> None:
         tensors |= {f"{BUFFER}.{name}": value for name, value in held.buffers.items()}
     head = {"format": FORMAT, "counts": dict(counts), "world_size": held.world_size, "numbers": numbers, "pieces": pieces}
     plain = {name: value.detach().cpu().contiguous().view(-1) for name, value in tensors.items()}
-    save_file(plain, folder / rank_file(held.rank), metadata={"fmray": json.dumps(head)})
+    try:
+        save_file(plain, folder / rank_file(held.rank), metadata={"fmray": json.dumps(head)})
+    except SafetensorError as error:
+        # Its own error says no more of a full disk than its text.
+        raise OSError(str(error)) from error
 
 
 def _is_number(key: str, value: Any, tensor: "torch.Tensor") -> bool:

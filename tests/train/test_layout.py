@@ -91,6 +91,11 @@ def test_another_model_is_refused(tmp_path):
         read_held(tmp_path, strange)
 
 
+def test_a_storage_that_refuses_is_told_as_such(tmp_path):
+    with pytest.raises(OSError, match="No such file or directory"):
+        write_held(tmp_path / "away", held(1, 0), COUNTS)
+
+
 def test_what_is_not_whole_is_refused(tmp_path):
     write(tmp_path, 3)
     (tmp_path / rank_file(1)).unlink()
@@ -118,7 +123,8 @@ def test_an_optimizer_that_keeps_more_than_numbers_by_weight_is_refused(tmp_path
     odd.states[0].clear()
     with pytest.raises(RunError, match="state of a, b is not where fmray could save it"):
         write_held(tmp_path, odd, COUNTS)
-    write_held(tmp_path, odd, {"step": 0})
+    for nothing_applied in ({"step": 0}, {"step": 2, "skipped": 2}):
+        write_held(tmp_path, odd, nothing_applied)
     fresh = held(1, 0)
     read_held(tmp_path, fresh)
     assert fresh.states == [{}]
