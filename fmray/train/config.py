@@ -1,6 +1,7 @@
 """The config of the stage pretrain."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,12 +16,52 @@ from fmray.train.nonfinite import Nonfinite
 from fmray.train.optim import Optim
 
 
+class Workers(Config):
+    """How many workers train: as many as the cluster has room for, from `min` to `max`.
+
+    With room for fewer than `min` it waits. `resize_every_s`: how often to look for room for more; when there is, all begin again from
+    the last state.
+    """
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+    resize_every_s: float = Field(60.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, data: Any) -> Any:
+        # A bool is an int in Python, and no number of workers.
+        if isinstance(data, bool) or not isinstance(data, (int, Mapping, Workers)):
+            raise ValueError(f"must be a number or {{min: , max: }}, got {data!r}")
+        return {"min": data, "max": data} if isinstance(data, int) else data
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it is one number."""
+        return self.min == self.max
+
+    @property
+    def counts(self) -> range:
+        """Every number of workers that it may come to."""
+        return range(self.min, self.max + 1)
+
+    def __str__(self) -> str:
+        return str(self.min) if self.fixed else f"{self.min} to {self.max}"
+
+
 class PretrainConfig(Config):
     """What is trained, how, and where it runs.
 
     Attributes:
         model: the architecture; left out when the step has an `init` checkpoint to continue from.
         global_batch_size: rows of one optimizer step, over all workers.
+        num_workers: a number, or `{min: , max: }` for as many as the cluster has room for; each of these numbers must divide the batch.
         max_steps: optimizer steps of this run; `epochs` may stand instead. A round that a gate sent back trains as many more.
         attention: transformers' attention implementation.
         deepspeed: merged last into the DeepSpeed config.
@@ -45,7 +86,7 @@ class PretrainConfig(Config):
     compile: bool = False
     deepspeed: dict[str, Any] = {}
     engine: Literal["deepspeed", "torch"] = runtime("deepspeed")
-    num_workers: int = runtime(2, ge=1)
+    num_workers: Workers = runtime(Workers(min=2, max=2))
     use_gpu: bool = runtime(False)
     cpus_per_worker: int = runtime(1, ge=1)
     zero: Zero = runtime(Zero())
@@ -62,12 +103,8 @@ class PretrainConfig(Config):
     def _consistent(self) -> Self:
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("give either max_steps or epochs")
-        rows, left = divmod(self.global_batch_size, self.num_workers)
-        if left:
-            raise ValueError(f"global_batch_size {self.global_batch_size} does not divide among num_workers {self.num_workers}")
-        if rows % (self.micro_batch_size or rows):
-            raise ValueError(f"the {rows} rows of each worker (global_batch_size / num_workers) do not divide into micro_batch_size {self.micro_batch_size}")
-        if self.engine == "torch" and self.num_workers > 1:
+        self._check_batch()
+        if self.engine == "torch" and self.num_workers.max > 1:
             raise ValueError(f"engine torch runs on one worker, not on num_workers {self.num_workers}")
         kind, family = self.objective.type, self.objective.family  # type: ignore[attr-defined]
         if family is None:
@@ -77,15 +114,34 @@ class PretrainConfig(Config):
         self.engine_config()
         return self
 
+    def _check_batch(self) -> None:
+        batch, passed, workers = self.global_batch_size, self.micro_batch_size, self.num_workers
+        fit = [n for n in workers.counts if batch % (n * (passed or 1)) == 0]
+        if len(fit) == len(workers.counts):
+            return
+        if not workers.fixed:
+            odd = next(n for n in workers.counts if n not in fit)
+            into = f"into micro_batch_size {passed} " if passed else ""
+            which = f"of these {', '.join(map(str, fit))} would" if fit else "none of these would"
+            raise ValueError(f"num_workers {workers} may come to {odd} workers, among which global_batch_size {batch} does not divide {into}({which})")
+        rows, left = divmod(batch, workers.min)
+        if left:
+            raise ValueError(f"global_batch_size {batch} does not divide among num_workers {workers}")
+        raise ValueError(f"the {rows} rows of each worker (global_batch_size / num_workers) do not divide into micro_batch_size {passed}")
+
+    def with_workers(self, count: int) -> Self:
+        """The same on `count` workers, one of the numbers that `num_workers` may come to."""
+        return self.model_copy(update={"num_workers": Workers(min=count, max=count)})
+
     @property
     def rows_per_pass(self) -> int:
-        """Rows of one forward pass on one worker."""
-        return self.micro_batch_size or self.global_batch_size // self.num_workers
+        """Rows of one forward pass on one worker, when all workers are there."""
+        return self.micro_batch_size or self.global_batch_size // self.num_workers.max
 
     @property
     def grad_accum_steps(self) -> int:
-        """Forward passes of one worker for one optimizer step."""
-        return self.global_batch_size // self.num_workers // self.rows_per_pass
+        """Forward passes of one worker for one optimizer step, when all workers are there."""
+        return self.global_batch_size // self.num_workers.max // self.rows_per_pass
 
     def total_steps(self, n_rows: int) -> int:
         """Optimizer steps of this run over a training split of `n_rows`."""

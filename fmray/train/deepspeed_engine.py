@@ -5,7 +5,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
@@ -14,13 +13,12 @@ from fmray.core.config import Config
 from fmray.core.errors import RunError
 from fmray.objectives import Batch
 from fmray.train.engine import Engine, Learnt, LrAt, Precision, StepStats, checked_count, never, set_lr, to_device
+from fmray.train.layout import Held, Piece, held_whole, kept_buffers
 from fmray.train.optim import Optim, adamw, param_groups
-from fmray.train.storage import persist
 
 if TYPE_CHECKING:
     import torch
 
-TAG = "deepspeed"
 # What fmray derives from its own config, so that an override would contradict it.
 OWN_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "scheduler")
 
@@ -52,8 +50,7 @@ def deepspeed_config(
     taken = sorted(set(overrides) & set(OWN_KEYS))
     if taken:
         raise ValueError(f"deepspeed.{taken[0]} cannot be overridden: set global_batch_size, micro_batch_size or optim instead")
-    if "stage" in overrides.get("zero_optimization", {}):
-        raise ValueError("deepspeed.zero_optimization.stage cannot be overridden: set zero.stage instead")
+    _check_overrides(overrides)
     sharding: dict[str, Any] = {"stage": zero.stage}
     if zero.offload_optimizer:
         sharding["offload_optimizer"] = {"device": "cpu"}
@@ -76,6 +73,19 @@ def deepspeed_config(
             # At stage 1 this brings another optimizer of DeepSpeed's, slow to start, so only where gradients add up.
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merged(config, overrides)
+
+
+def _check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Refuses what would contradict fmray's config, or what its states do not hold."""
+    sharding = overrides.get("zero_optimization", {})
+    if "stage" in sharding:
+        raise ValueError("deepspeed.zero_optimization.stage cannot be overridden: set zero.stage instead")
+    if overrides.get("fp16", {}).get("enabled"):
+        raise ValueError("deepspeed.fp16 cannot be overridden: set precision instead")
+    if any((sharding.get(part) or {}).get("device") == "nvme" for part in ("offload_optimizer", "offload_param")):
+        raise ValueError("deepspeed.zero_optimization cannot offload to nvme: fmray's checkpoints hold what is in memory")
+    if sharding.get("round_robin_gradients"):
+        raise ValueError("deepspeed.zero_optimization.round_robin_gradients cannot be used: DeepSpeed then tells wrongly which float32 weights are whose")
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +150,6 @@ class DeepSpeedEngine(Engine):
         self._loss_is_finite = True
         self._norm: float | None = None
         self._gate_updates()
-        self._persist_files()
         self._world_size = torch.distributed.get_world_size()
         if compile:
             self._engine.compile()
@@ -168,18 +177,6 @@ class DeepSpeedEngine(Engine):
             return update(*args, **options) if sound else None
 
         inner.step = gated
-
-    def _persist_files(self) -> None:
-        """Lets DeepSpeed write each file as `persist` does: between its collectives a whole save cannot be begun anew by one worker."""
-        files = self._engine.checkpoint_engine
-        write = files.save
-
-        def save(state_dict: Any, path: str) -> None:
-            persist(lambda: write(state_dict, path), Path(path))
-
-        files.save = save
-        # Scripts that turn a state into a model; `export_state_dict` does, and what is copied may fail.
-        self._engine._copy_recovery_script = lambda folder: None
 
     def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt, stop_asked: Callable[[], bool] = never) -> StepStats:
         """See `Engine`. The number of micro-batches must be the one that the engine was made for."""
@@ -228,16 +225,29 @@ class DeepSpeedEngine(Engine):
             return None
         return torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._optim.max_grad_norm).item()
 
-    def save(self, folder: Path) -> None:
-        """See `Engine`."""
-        self._engine.save_checkpoint(str(folder), tag=TAG, client_state={"fmray_step": self.step, "fmray_skipped": self.skipped}, save_latest=False)
+    def _held(self) -> Held:
+        import torch
 
-    def load(self, folder: Path) -> None:
-        """See `Engine`."""
-        path, client = self._engine.load_checkpoint(str(folder), tag=TAG)
-        if path is None:
-            raise RunError("DeepSpeed found no checkpoint there", where=str(folder))
-        self.step, self.skipped = int(client["fmray_step"]), int(client.get("fmray_skipped", 0))
+        rank = torch.distributed.get_rank()
+        if not self._stage:
+            return held_whole(self.module, self._optimizer, rank=rank, world_size=self._world_size)
+        zero, base, named = self._optimizer, self._optimizer.optimizer, dict(self.module.named_parameters())
+        tensors = zero.fp32_partitioned_groups_flat if self._stage == 3 else [group["params"][0] for group in base.param_groups]
+        piece_of = _piece_of_stage_3 if self._stage == 3 else _piece_of_stage_1_and_2
+        pieces = [piece for name, parameter in named.items() if parameter.requires_grad and (piece := piece_of(zero, name, parameter)) is not None]
+        return Held(list(tensors), [base.state[tensor] for tensor in tensors], pieces, kept_buffers(self.module), rank, self._world_size, replicated=False)
+
+    def _loaded(self) -> None:
+        """Casts the float32 weights to those that compute, as DeepSpeed does at the end of a step."""
+        zero = self._optimizer
+        if self._stage == 3:
+            for i in range(len(zero.fp16_groups)):
+                zero._reassign_or_swap_out_partitioned_parameters(i)
+            if zero.persistent_parameters:
+                zero.persistent_parameters[0].partition(zero.persistent_parameters)
+            zero.checkpoint_event_epilogue()
+        elif self._stage:
+            zero.update_lp_params()
 
     def export_state_dict(self) -> "dict[str, torch.Tensor]":
         """See `Engine`. Gathers one parameter at a time, from the float32 masters where there are any."""
@@ -251,6 +261,22 @@ class DeepSpeedEngine(Engine):
             if first:
                 state[name] = (parameter if full is None else full).detach().to("cpu", torch.float32, copy=True)
         if first:
-            kept = self.module.state_dict().keys()
-            state.update({name: value.detach().cpu().clone() for name, value in self.module.named_buffers() if name in kept})
+            state.update({name: value.detach().cpu().clone() for name, value in kept_buffers(self.module).items()})
         return state
+
+
+def _piece_of_stage_1_and_2(zero: Any, name: str, parameter: Any) -> Piece | None:
+    """The stretch of a parameter that this worker steps on; None when it is others' altogether."""
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+    return Piece(name, parameter.numel(), here.start, here.numel, mapping.param_group_index, there.start)
+
+
+def _piece_of_stage_3(zero: Any, name: str, parameter: Any) -> Piece | None:
+    """The same at stage 3, which cuts every parameter into as many equal stretches as there are workers; the last ones may be padding."""
+    tensor, at, length = zero.grad_position[zero.get_param_id(parameter)]
+    start = zero._get_param_partition_rank(parameter) * length
+    n = min(length, parameter.ds_numel - start)
+    return Piece(name, parameter.ds_numel, start, n, tensor, at) if n > 0 else None

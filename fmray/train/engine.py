@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fmray.core.errors import RunError
 from fmray.objectives import Batch, Forward, LossParts
+from fmray.train.layout import Held, held_whole, kept_buffers, rank_file, read_held, write_held
 from fmray.train.optim import Optim, adamw
 from fmray.train.storage import persist
 
@@ -91,17 +92,31 @@ class Engine(abc.ABC):
             RunError: the global batch holds no target.
         """
 
-    @abc.abstractmethod
     def save(self, folder: Path) -> None:
         """Writes this worker's part of weights and optimizer state below `folder`; every worker calls it with the same one.
 
         Raises:
-            RunError: the storage refuses it, for longer than `persist` waits.
+            RunError: the optimizer keeps something that fmray cannot save, or the storage refuses it for longer than `persist` waits.
         """
+        held, counts = self._held(), {"step": self.step, "skipped": self.skipped}
+        persist(lambda: write_held(folder, held, counts), folder / rank_file(held.rank))
+
+    def load(self, folder: Path) -> None:
+        """Reads what any layout of workers saved; the next step equals that of the uninterrupted run, to the bit on the same layout.
+
+        Raises:
+            ArtifactError: it is the state of another model, or not whole.
+        """
+        counts = read_held(folder, self._held())
+        self.step, self.skipped = counts["step"], counts["skipped"]
+        self._loaded()
 
     @abc.abstractmethod
-    def load(self, folder: Path) -> None:
-        """Reads what `save` wrote with as many workers; the next step then equals that of the uninterrupted run."""
+    def _held(self) -> Held:
+        """What this worker holds of weights and optimizer state."""
+
+    def _loaded(self) -> None:
+        """Brings what is computed from the float32 weights up to date."""
 
     @abc.abstractmethod
     def export_state_dict(self) -> "dict[str, torch.Tensor]":
@@ -152,29 +167,14 @@ class TorchEngine(Engine):
         self.skipped += not stats.applied
         return stats
 
-    def save(self, folder: Path) -> None:
-        """See `Engine`."""
-        import torch
-
-        state = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict(), "step": self.step, "skipped": self.skipped}
-        persist(lambda: torch.save(state, folder / "engine.pt"), folder / "engine.pt")
-
-    def load(self, folder: Path) -> None:
-        """See `Engine`."""
-        import torch
-
-        state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.step, self.skipped = state["step"], state.get("skipped", 0)
+    def _held(self) -> Held:
+        return held_whole(self.module, self._optimizer)
 
     def export_state_dict(self) -> "dict[str, torch.Tensor]":
         """See `Engine`."""
         import torch
 
-        named = dict(self.module.named_parameters())
-        kept = self.module.state_dict().keys()
-        named.update({name: value for name, value in self.module.named_buffers() if name in kept})  # type: ignore[misc]
+        named = dict(self.module.named_parameters()) | kept_buffers(self.module)
         return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in named.items()}
 
 

@@ -23,6 +23,7 @@ from fmray.core.errors import (
     Terminated,
 )
 from fmray.train import stopping
+from fmray.train.config import Workers
 from fmray.train.stopping import STOP, STOPPED, Stopped, Termination
 from fmray.train.watchdog import HANGS, last_hang
 from fmray.train.worker import Place
@@ -46,9 +47,11 @@ LASTING = (FmrayError, TypeError, ValueError, LookupError, AttributeError, Impor
 
 
 def launch(
-    work: Work, *, folder: Path, num_workers: int, cpus_per_worker: int, use_gpu: bool, max_failures: int, wait_s: float, watch: Callable[[], None]
+    work: Work, *, folder: Path, num_workers: Workers, cpus_per_worker: int, use_gpu: bool, max_failures: int, wait_s: float, watch: Callable[[], None]
 ) -> None:
     """Runs `work` on every worker to its end, starting all again after one was lost or got SIGTERM; `watch` is called meanwhile.
+
+    With a range of workers it runs on as many as the cluster has room for, and starts all again when that changes.
 
     Args:
         work: is told its place and how to report a checkpoint that lies below `folder/train`; it resumes by itself.
@@ -62,7 +65,7 @@ def launch(
     """
     resources = {"CPU": float(cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     cluster.connect()
-    cluster.require([resources] * num_workers, wait_s)
+    cluster.require([resources] * num_workers.min, wait_s)
     if cluster.is_private():
         # Nobody takes a node away from under a Ray of one's own, and each helper process costs seconds of start-up.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -122,7 +125,7 @@ def _fit(trainer: Any, folder: Path, terminated: Termination, watch: Callable[[]
     return outcome
 
 
-def _trainer(work: Work, folder: Path, num_workers: int, resources: dict[str, float], use_gpu: bool, max_failures: int) -> Any:
+def _trainer(work: Work, folder: Path, num_workers: Workers, resources: dict[str, float], use_gpu: bool, max_failures: int) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -130,7 +133,12 @@ def _trainer(work: Work, folder: Path, num_workers: int, resources: dict[str, fl
         _worker,
         train_loop_config={"work": work, "folder": str(folder)},
         torch_config=_torch_config("nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers.min if num_workers.fixed else (num_workers.min, num_workers.max),  # type: ignore[arg-type]
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=num_workers.resize_every_s,  # type: ignore[call-arg]
+        ),
         run_config=RunConfig(
             name=RUN,
             storage_path=str(folder),

@@ -16,12 +16,12 @@ TAIL_BYTES = 16_384
 class MetricsLog:
     """Appends to `metrics.jsonl`. `tokens_per_s` counts positions of the global batch, padding included."""
 
-    def __init__(self, path: Path, *, from_step: int, tokens_per_step: int) -> None:
+    def __init__(self, path: Path, *, from_step: int, tokens_per_step: int, num_workers: int = 1) -> None:
         """Lines of steps after `from_step`, which a killed attempt left behind, are dropped: they will be trained again."""
         kept = [line for line in read_metrics(path) if line["step"] <= from_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._tokens, self._last = tokens_per_step, time.monotonic()
+        self._tokens, self._num_workers, self._last = tokens_per_step, num_workers, time.monotonic()
 
     def write(self, step: int, stats: StepStats) -> None:
         """Adds the line of a step. One that was not applied has no loss and no norm: JSON knows no NaN, and no curve should."""
@@ -30,7 +30,7 @@ class MetricsLog:
         self._last = now
         line = {
             "step": step, "loss": stats.loss if stats.applied else None, "lr": stats.lr, "grad_norm": stats.grad_norm if stats.applied else None, "n_targets": stats.count,
-            "tokens_per_s": round(speed, 1), "time": round(time.time(), 3),
+            "tokens_per_s": round(speed, 1), "time": round(time.time(), 3), "num_workers": self._num_workers,
         }  # fmt: skip
         if not stats.applied:
             line["skipped"] = stats.fault

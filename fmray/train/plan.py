@@ -25,6 +25,10 @@ def state_bytes_per_param(stage: int, num_workers: int, precision: Precision) ->
     return shared + (2 * weights - shared + rest) / num_workers
 
 
+def _share(config: PretrainConfig) -> str:
+    return f"{config.num_workers} workers x {config.grad_accum_steps} micro-batches x {config.rows_per_pass} rows"
+
+
 def plan(config: PretrainConfig, upstream: Mapping[str, Config]) -> dict[str, str]:
     """Parameters, tokens, FLOPs, memory a worker by ZeRO stage and the batch arithmetic, as far as they are known now."""
     dataset = upstream.get("dataset")
@@ -32,7 +36,7 @@ def plan(config: PretrainConfig, upstream: Mapping[str, Config]) -> dict[str, st
     model, image = config.model, getattr(dataset, "image", None)
     steps = f"{config.max_steps:,} steps" if config.max_steps else f"{config.epochs:g} epochs"
     lines = {
-        "batch": f"{config.global_batch_size} rows = {config.num_workers} workers x {config.grad_accum_steps} micro-batches x {config.rows_per_pass} rows",
+        "batch": f"{config.global_batch_size} rows = " + " or ".join(_share(config.with_workers(n)) for n in sorted({config.num_workers.min, config.num_workers.max})),
         "engine": f"{config.engine}, ZeRO stage {config.zero.stage}, {config.precision}" if config.engine == "deepspeed" else f"torch, {config.precision}",
     }
     if model is None:
@@ -45,7 +49,7 @@ def plan(config: PretrainConfig, upstream: Mapping[str, Config]) -> dict[str, st
     vocab_size = padded_vocab_size(vocab_size)
     n_params = model.count_params(vocab_size, seq_len)
     flops_per_token = model.flops_per_token(vocab_size, seq_len)
-    sizes = [n_params * state_bytes_per_param(stage, config.num_workers, config.precision) / GIB for stage in range(4)]
+    sizes = [n_params * state_bytes_per_param(stage, config.num_workers.min, config.precision) / GIB for stage in range(4)]
     lines["parameters"] = f"{n_params:,}" + (f" (vocabulary padded to {vocab_size:,})" if vocab_size else "")
     lines["memory a worker"] = ", ".join(f"stage {stage}: {size:.3g} GiB" for stage, size in enumerate(sizes)) + " (weights, gradients, optimizer; activations on top)"
     if config.max_steps is None:

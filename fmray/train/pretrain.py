@@ -4,7 +4,7 @@ import functools
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from fmray.model.positions import patch_size, position_offset
 from fmray.objectives import Objective, setting_for
 from fmray.train.config import PretrainConfig
 from fmray.train.launch import RUN, launch
+from fmray.train.layout import rank_file
 from fmray.train.metrics import METRICS, loss_points, read_metrics
 from fmray.train.plan import plan
-from fmray.train.state import TrainState, latest_state, prune_states
-from fmray.train.worker import SUMMARY, PretrainJob, engine_name, run_pretraining
+from fmray.train.state import latest_state, prune_states
+from fmray.train.worker import SUMMARY, PretrainJob, run_pretraining
 
 LEDGER = "ledger.json"
 
@@ -49,7 +50,7 @@ def pretrain(
     """
     job = _job(config, dataset, out, previous, init)
     for states in (job.states, job.previous):
-        _check_layout(config, states)
+        _check_readable(states)
     begun, fresh = time.time(), latest_state(job.states) is None
     try:
         launch(
@@ -154,21 +155,18 @@ def _vocabulary(folder: Path) -> object:
         raise ArtifactError(f"has no tokenizer.json with a vocabulary ({type(error).__name__})", where=str(folder)) from None
 
 
-def _check_layout(config: PretrainConfig, states: Path | None) -> None:
-    """Refuses before any worker starts what these workers could not load.
+def _check_readable(states: Path | None) -> None:
+    """Refuses before any worker starts a state that no layout of workers reads.
 
     Raises:
-        ConfigError: the state to go on from was written by another number of workers or another engine.
+        ConfigError: the state to go on from is in the form of the engine that wrote it.
     """
-    found: tuple[Path, TrainState] | None = latest_state(states) if states is not None else None
-    if found is None:
-        return
-    folder, state = found
-    asked, wrote = (config.num_workers, engine_name(config)), (state.world_size, state.engine)
-    if asked != wrote:
+    found = latest_state(states) if states is not None else None
+    if found is not None and rank_file(0) not in found[1].files:
+        folder, state = found
         raise ConfigError(
-            f"the state to go on from was written by {wrote[0]} workers with {wrote[1]}, and {asked[0]} with {asked[1]} are asked for",
-            where=str(folder), todo="run it with the same num_workers, engine and zero.stage, or begin anew with --redo",
+            f"the state to go on from was written by {state.world_size} workers with {state.engine} in that engine's own form",
+            where=str(folder), todo="finish it with the fmray that began it, or begin anew with --redo",
         )  # fmt: skip
 
 
@@ -201,10 +199,10 @@ def _checkpoint(
     tokens_per_step = config.global_batch_size * job.positions
     tokens = (job.last_step - job.first_step) * tokens_per_step
     steps_s = [tokens_per_step / line["tokens_per_s"] for line in lines]
-    # Attempts that were killed count with the steps that were kept of them.
-    held_s = time.time() - begun + sum(seconds for line, seconds in zip(lines, steps_s, strict=True) if line["time"] < begun)
-    devices = config.num_workers * (1 if config.use_gpu else config.cpus_per_worker)
-    out.spend(device=summary["device"], count=devices, seconds=held_s)
+    devices = 1 if config.use_gpu else config.cpus_per_worker
+    device_s = devices * _workers_s(lines, steps_s, begun)
+    devices *= lines[-1]["num_workers"]
+    out.spend(device=summary["device"], count=devices, seconds=device_s / devices)
     points = loss_points(lines)
     return Checkpoint(
         head=config.objective.head,
@@ -228,8 +226,20 @@ def _checkpoint(
         # Only an attempt that took the first step itself knows how long it took to get there.
         | read
         | ({"perf/start_s": lines[0]["time"] - begun} if lines[0]["time"] > begun else {}),
-        cost=_cost(_flops(job, hf_config, n_params), tokens, devices * held_s / 3600, previous),
+        cost=_cost(_flops(job, hf_config, n_params), tokens, device_s / 3600, previous),
     )
+
+
+def _workers_s(lines: Sequence[Mapping[str, Any]], steps_s: Sequence[float], begun: float) -> float:
+    """Seconds that workers were held, summed over workers. Attempts that ended before `begun` count with the steps that were kept of them."""
+    total, last = 0.0, begun
+    for line, seconds in zip(lines, steps_s, strict=True):
+        if line["time"] < begun:
+            total += seconds * line["num_workers"]
+        else:
+            total += (line["time"] - last) * line["num_workers"]
+            last = line["time"]
+    return total + (time.time() - last) * lines[-1]["num_workers"]
 
 
 def _flops(job: PretrainJob, hf_config: Mapping[str, Any], n_params: int) -> float | None:

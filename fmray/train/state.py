@@ -16,7 +16,7 @@ STATE = "state.json"
 
 
 class TrainState(BaseModel):
-    """Where a run stood after `step` optimizer steps, and the layout of workers that wrote it.
+    """Where a run stood after `step` optimizer steps, and the layout of workers that wrote it, which need not be the one that reads it.
 
     `engine` says which engine and sharding wrote the files; `files` maps each one to its sha256.
     """

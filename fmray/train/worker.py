@@ -3,7 +3,7 @@
 import resource
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,11 +120,8 @@ def build_engine(job: PretrainJob, place: Place) -> Engine:
 
 
 def engine_name(config: PretrainConfig) -> str:
-    """What can read a state again: the engine, its sharding and whether DeepSpeed's accumulating optimizer wrote it (`deepspeed zero 1 bf16`)."""
-    if config.engine == "torch":
-        return f"torch {config.precision}"
-    accumulating = " accumulating" if "data_types" in config.engine_config() else ""
-    return f"deepspeed zero {config.zero.stage} {config.precision}{accumulating}"
+    """What wrote a state (`deepspeed zero 1 bf16`), for who looks at it: any layout reads it."""
+    return f"torch {config.precision}" if config.engine == "torch" else f"deepspeed zero {config.zero.stage} {config.precision}"
 
 
 def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path], None]) -> None:
@@ -137,13 +134,16 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     """
     import torch
 
+    # What depends on the number of workers follows how many there are now.
+    job = replace(job, config=job.config.with_workers(place.world_size))
     config = job.config
     torch.set_num_threads(config.cpus_per_worker)
     engine = build_engine(job, place)
     cursor, attempt = _resume(job, place, engine)
     reader = TokenReader(job.dataset, "train", config.seed, config.global_batch_size)
     ledger = _ledger(job, place, attempt, engine.step, reader.n_rows) if config.ledger else None
-    log = MetricsLog(job.out / METRICS, from_step=engine.step, tokens_per_step=config.global_batch_size * job.positions) if place.rank == 0 else None
+    tokens_per_step = config.global_batch_size * job.positions
+    log = MetricsLog(job.out / METRICS, from_step=engine.step, tokens_per_step=tokens_per_step, num_workers=place.world_size) if place.rank == 0 else None
 
     hangs = next_hang(job.out / "work" / HANGS, rank=place.rank, world_size=place.world_size)
     watchdog = Watchdog(hangs, rank=place.rank, world_size=place.world_size, hang_after_s=config.hang_after_s)

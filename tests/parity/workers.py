@@ -27,7 +27,10 @@ OBJECTIVE = CausalLM()
 
 @dataclass(frozen=True)
 class Case:
-    """One training of `steps` steps, its schedule made for HORIZON. `resume_at` stops it there, saves, builds everything anew, loads and goes on."""
+    """One training of `steps` steps, its schedule made for HORIZON. `resume_at` stops it there, saves, builds everything anew, loads and goes on.
+
+    `load` names a folder to go on from, which is saved again at once below the launch's own folder; `save` says to leave the state at the end there.
+    """
 
     name: str
     stage: int = 1
@@ -36,17 +39,21 @@ class Case:
     engine: str = "deepspeed"
     steps: int = HORIZON
     resume_at: int | None = None
+    load: str | None = None
+    save: bool = False
+    gpt2: bool = False
     offload: bool = False
     compile: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-def model() -> Any:
-    """The same random model in every process."""
-    from transformers import AutoModelForCausalLM
+def model(*, gpt2: bool = False) -> Any:
+    """The same random model in every process, with tied embeddings; or a GPT-2, most of whose parameters are vectors that do not decay."""
+    from transformers import AutoModelForCausalLM, GPT2Config
 
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(SHAPE.hf_config(VOCAB, SEQ_LEN))
+    small = GPT2Config(vocab_size=VOCAB, n_positions=SEQ_LEN, n_embd=48, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2)
+    return AutoModelForCausalLM.from_config(small if gpt2 else SHAPE.hf_config(VOCAB, SEQ_LEN))
 
 
 def engine(case: Case, world_size: int) -> Engine:
@@ -56,12 +63,12 @@ def engine(case: Case, world_size: int) -> Engine:
         return OPTIM.lr_at(step, HORIZON)
 
     if case.engine == "torch":
-        return TorchEngine(model(), OPTIM, lr_at, precision=case.precision, compile=case.compile)
+        return TorchEngine(model(gpt2=case.gpt2), OPTIM, lr_at, precision=case.precision, compile=case.compile)
     config = deepspeed_config(
         OPTIM, precision=case.precision, zero=Zero(stage=case.stage, offload_optimizer=case.offload), micro_batch_size=case.micro_batch_size,
         grad_accum_steps=GLOBAL_BATCH // world_size // case.micro_batch_size, overrides=case.overrides,
     )  # fmt: skip
-    return DeepSpeedEngine(model(), OPTIM, lr_at, config=config, compile=case.compile)
+    return DeepSpeedEngine(model(gpt2=case.gpt2), OPTIM, lr_at, config=config, compile=case.compile)
 
 
 def batches(case: Case, rank: int, world_size: int, start: int) -> Iterator[Step]:
@@ -86,18 +93,27 @@ def _run_case(case: Case, rank: int, world_size: int, folder: Path) -> dict[str,
     running = engine(case, world_size)
     if case.resume_at is not None:
         train(running, OBJECTIVE, batches(case, rank, world_size, 0), max_steps=case.resume_at, seed=0, on_step=on_step)
-        saved = folder / f"{case.name}-state"
-        saved.mkdir(exist_ok=True)
-        running.save(saved)
-        _barrier(world_size)
+        saved = _save(running, folder / f"{case.name}-state", world_size)
         running = engine(case, world_size)
         running.load(saved)
         assert running.step == case.resume_at
+    if case.load is not None:
+        running.load(Path(case.load))
+        _save(running, folder / f"{case.name}-again", world_size)
     train(running, OBJECTIVE, batches(case, rank, world_size, running.step), max_steps=case.steps, seed=0, on_step=on_step)
+    if case.save:
+        _save(running, folder / f"{case.name}-state", world_size)
     weights = running.export_state_dict()
     if rank == 0:
         torch.save(weights, folder / f"{case.name}.pt")
     return {"losses": losses, "norms": norms}
+
+
+def _save(running: Engine, folder: Path, world_size: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    running.save(folder)
+    _barrier(world_size)
+    return folder
 
 
 def _barrier(world_size: int) -> None:

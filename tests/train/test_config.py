@@ -21,6 +21,18 @@ def config(**changes):
     [
         ({"global_batch_size": 9}, "global_batch_size 9 does not divide among num_workers 2"),
         ({"micro_batch_size": 3}, "the 4 rows of each worker .* do not divide into micro_batch_size 3"),
+        ({"num_workers": {"min": 1, "max": 4}}, r"num_workers 1 to 4 may come to 3 workers, among which global_batch_size 8 does not divide \(of these 1, 2, 4 would\)"),
+        ({"num_workers": {"min": 1, "max": 2}, "micro_batch_size": 8}, r"may come to 2 workers, .* into micro_batch_size 8 \(of these 1 would\)"),
+        ({"num_workers": {"min": 3, "max": 3}}, "does not divide among num_workers 3"),
+        ({"num_workers": {"min": 2, "max": 1}}, "base.num_workers: min 2 is above max 1"),
+        ({"num_workers": {"min": 0, "max": 1}}, "base.num_workers.min"),
+        ({"num_workers": {"min": 1, "most": 2}}, "base.num_workers"),
+        ({"num_workers": 0}, "base.num_workers"),
+        ({"num_workers": "two"}, "base.num_workers: must be a number or {min: , max: }, got 'two'"),
+        ({"engine": "torch", "num_workers": {"min": 1, "max": 2}}, "engine torch runs on one worker, not on num_workers 1 to 2"),
+        ({"deepspeed": {"fp16": {"enabled": True}}}, "set precision instead"),
+        ({"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}}, "cannot offload to nvme"),
+        ({"deepspeed": {"zero_optimization": {"round_robin_gradients": True}}}, "round_robin_gradients cannot be used"),
         ({"epochs": 2.0}, "give either max_steps or epochs"),
         ({"max_steps": None}, "give either max_steps or epochs"),
         ({"engine": "torch"}, "engine torch runs on one worker"),
@@ -53,6 +65,17 @@ def test_accumulation_is_derived():
     assert config(global_batch_size=24, num_workers=2, micro_batch_size=3).grad_accum_steps == 4
     assert config().grad_accum_steps == 1
     assert config(max_steps=None, epochs=1.5).total_steps(100) == 19
+
+
+def test_a_range_of_workers_is_arithmetic_for_each_number_in_it():
+    elastic = config(global_batch_size=12, num_workers={"min": 1, "max": 3}, micro_batch_size=2)
+    assert [elastic.with_workers(n).grad_accum_steps for n in (1, 2, 3)] == [6, 3, 2]
+    assert "data_types" in elastic.with_workers(1).engine_config()
+    whole = config(num_workers={"min": 1, "max": 2})
+    assert [whole.with_workers(n).rows_per_pass for n in (1, 2)] == [8, 4]
+    assert whole.identity() == config().identity()
+    lines = plan(elastic, {"dataset": SimpleNamespace(vocab_size=1000, seq_len=128)})
+    assert lines["batch"] == "12 rows = 1 workers x 6 micro-batches x 2 rows or 3 workers x 2 micro-batches x 2 rows"
 
 
 def test_overrides_are_merged_last():
