@@ -8,7 +8,10 @@ import fmray  # noqa: F401  (registers the stages)
 from fmray.core.experiment import load_experiment
 
 JOBS = Path(__file__).parents[2] / "jobs"
-FILES = {"pretrain_masked": "masked_lm", "pretrain_proteins": "masked_lm", "pretrain_mnist": "masked_image", "pretrain_spans": "span_corruption"}
+FILES = {
+    "pretrain_masked": "masked_lm", "pretrain_proteins": "masked_lm", "pretrain_mnist": "masked_image", "pretrain_spans": "span_corruption",
+    "pretrain_denoising": "denoising",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)
