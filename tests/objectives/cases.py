@@ -17,6 +17,7 @@ from fmray.model.architectures.vit_mae import VitMae
 from fmray.model.positions import patch_size, position_offset
 from fmray.objectives import Objective, Rows, Setting
 from fmray.objectives.causal_lm import CausalLM
+from fmray.objectives.contrastive import Contrastive
 from fmray.objectives.denoising import Denoising
 from fmray.objectives.masked_image import MaskedImage
 from fmray.objectives.masked_lm import MaskedLM
@@ -104,6 +105,8 @@ CASES = [
     *(Case(MaskedImage(normalised=normalised), VitMae(num_hidden_layers=2), image_rows, IMAGE) for normalised in (True, False)),
     Case(SpanCorruption(share=0.3), T5(num_layers=2, d_model=48, num_heads=2, d_kv=24, d_ff=96), lone_rows),
     Case(Denoising(), Bart(num_layers=2, d_model=48, num_heads=2, ffn_dim=96), lone_rows),
+    *(Case(Contrastive(pooling="cls"), Encoder(variant=variant, **SMALL), lone_rows) for variant in ("bert", "roberta", "esm")),
+    Case(Contrastive(), Encoder(variant="modernbert", **SMALL), lone_rows),
     Case(MaskedLM(share=0.3, whole_words=True), Encoder(**SMALL)),
 ]
 # Labels and not rows of a dataset: it has a test of its own.
