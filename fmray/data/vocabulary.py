@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from fmray.data.tokenizer import CONFIG, FILE
 SENTINEL = re.compile(r"<extra_id_(\d+)>")
 # How the tokens that stand behind white space begin: in byte-level BPE (also behind line ends and tabs), and in Metaspace.
 BYTE_LEVEL_STARTS, METASPACE_START = ("Ġ", "Ċ", "ĉ", "č"), "▁"
+
+# What ends a sentence, and what may stand behind it: quotation marks, brackets, white space.
+SENTENCE_ENDS, CLOSING = tuple(".!?…。！？"), "\"'”’)]»」』 \n\r\t" + METASPACE_START
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,35 @@ class Vocabulary:
     def plain_ids(self) -> NDArray[np.int64]:
         """The ids that stand for text."""
         return np.flatnonzero(~self.special_V)
+
+    @cached_property
+    def sentence_end_V(self) -> NDArray[np.bool_]:
+        """Which tokens end a sentence: with a full stop or its kin, perhaps with a quotation mark or white space behind it."""
+        ends_V = np.zeros(len(self.special_V), dtype=bool)
+        ends_V[[i for text, i in self.tokens.items() if _ends(text) or _ends(_from_byte_level(text))]] = True
+        return ends_V & ~self.special_V
+
+
+def _ends(text: str) -> bool:
+    return text.rstrip(CLOSING).endswith(SENTENCE_ENDS)
+
+
+def _from_byte_level(text: str) -> str:
+    """The text that a token of a byte-level vocabulary stands for, as far as its bytes are whole characters; else nothing."""
+    try:
+        return bytes(_BYTES[character] for character in text).decode("utf-8")
+    except (KeyError, UnicodeDecodeError):
+        return ""
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters by which byte-level vocabularies write bytes (Radford et al. 2019): themselves where they can be seen, else from 256 on."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    unseen = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + place): byte for place, byte in enumerate(unseen)}
+
+
+_BYTES = _byte_alphabet()
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:

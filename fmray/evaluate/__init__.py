@@ -12,6 +12,7 @@ from fmray.evaluate.config import EvaluateConfig
 from fmray.evaluate.downstream import evaluate_downstream
 from fmray.evaluate.held_out import evaluate_held_out
 from fmray.evaluate.language_modelling import evaluate_language_model
+from fmray.evaluate.representations import evaluate_representations
 from fmray.model.checkpoint import Checkpoint
 
 # By the head of the checkpoint: (config, checkpoint, out, dataset) -> its metrics and the name of its per-example file.
@@ -20,6 +21,7 @@ MEASURES = {
     "masked_lm": evaluate_held_out,
     "masked_image": evaluate_held_out,
     "seq2seq_lm": evaluate_held_out,
+    "encoder": evaluate_representations,
     "sequence_classification": evaluate_downstream,
     "token_classification": evaluate_downstream,
     "question_answering": evaluate_downstream,

@@ -59,22 +59,32 @@ def evaluate_held_out(config: EvaluateConfig, checkpoint: Artifact[Checkpoint], 
         ConfigError: no dataset is given or not one for this model, or the checkpoint was not pretrained here.
         DataError: the validation split holds nothing to predict.
     """
-    about = checkpoint.payload
-    if not about.objective:
-        raise ConfigError(f"{checkpoint.name} does not say what it was pretrained with, so its {about.head} head cannot be measured", where=out.name, todo="evaluate a checkpoint that pretrain made")
-    if dataset is None:
-        raise ConfigError(f"a {about.head} model is evaluated on held-out rows and {out.name} names no dataset", where=f"{out.name}.dataset", todo="add `dataset: <the prepare step>`")
-    objective = objective_from(about.objective)
-    if dataset.payload.modality != objective.modality or dataset.payload.vocab_size > max(about.vocab_size, 0):
-        raise ConfigError(f"{dataset.name} is no dataset for {checkpoint.name}: it holds other tokens or other data", where=f"{out.name}.dataset", todo="evaluate on a dataset prepared with this model's tokenizer")
+    objective, dataset = objective_of(checkpoint, out, dataset)
     out.progress(f"scoring {checkpoint.name} on held-out rows", done=0, total=1)
     started = time.monotonic()
-    held = call(measure, config, about.objective, checkpoint.path, dataset.path, num_cpus=config.num_cpus, num_gpus=config.num_gpus)
+    held = call(measure, config, checkpoint.payload.objective, checkpoint.path, dataset.path, num_cpus=config.num_cpus, num_gpus=config.num_gpus)
     out.spend(device="cuda" if config.num_gpus else "cpu", count=config.num_gpus or config.num_cpus, seconds=time.monotonic() - started)
     _write_examples(out.path / EXAMPLES, held)
     found = metrics(held, objective)
     out.progress(f"{len(held.row_ids_B)} rows", done=1, total=1, loss=found[0].value or math.nan)
     return found, EXAMPLES
+
+
+def objective_of(checkpoint: Artifact[Checkpoint], out: Out, dataset: Artifact[TokenDataset] | None) -> tuple[Objective, Artifact[TokenDataset]]:
+    """What a checkpoint was pretrained with, and the dataset that it can be measured on.
+
+    Raises:
+        ConfigError: the checkpoint does not say, or no dataset is given, or one that is not for this model.
+    """
+    about = checkpoint.payload
+    if not about.objective:
+        raise ConfigError(f"{checkpoint.name} does not say what it was pretrained with, so its {about.head} head cannot be measured", where=out.name, todo="evaluate a checkpoint that pretrain made, or tune this one on a task first")
+    if dataset is None:
+        raise ConfigError(f"a {about.head} model is evaluated on held-out rows and {out.name} names no dataset", where=f"{out.name}.dataset", todo="add `dataset: <the prepare step>`")
+    objective = objective_from(about.objective)
+    if dataset.payload.modality != objective.modality or dataset.payload.vocab_size > max(about.vocab_size, 0):
+        raise ConfigError(f"{dataset.name} is no dataset for {checkpoint.name}: it holds other tokens or other data", where=f"{out.name}.dataset", todo="evaluate on a dataset prepared with this model's tokenizer")
+    return objective, dataset
 
 
 def measure(config: EvaluateConfig, objective_config: dict[str, Any], model_path: Path, dataset_path: Path) -> Held:
@@ -89,7 +99,7 @@ def measure(config: EvaluateConfig, objective_config: dict[str, Any], model_path
     torch.set_num_threads(config.num_cpus)
     device, objective = "cuda" if config.num_gpus else "cpu", objective_from(objective_config)
     payload = load(dataset_path, TokenDataset).payload
-    _same_tokens(payload, model_path, dataset_path)
+    check_tokens(payload, model_path, dataset_path)
     setting = setting_for(dataset_path, payload, read_hf_config(model_path), config.seed)
     objective.check(setting, payload.seq_len)
     rows = read_rows(dataset_path, config.max_rows)
@@ -238,8 +248,12 @@ def _write_examples(path: Path, held: Held) -> None:
             file.write(json.dumps(example) + "\n")
 
 
-def _same_tokens(payload: TokenDataset, model_path: Path, dataset_path: Path) -> None:
-    """Refuses a dataset whose ids mean other tokens than the model's do."""
+def check_tokens(payload: TokenDataset, model_path: Path, dataset_path: Path) -> None:
+    """Refuses a dataset whose ids mean other tokens than the model's do.
+
+    Raises:
+        ConfigError: they do.
+    """
     if payload.modality == "image":
         return
     theirs, ours = read_vocabulary(model_path), read_vocabulary(dataset_path / TOKENIZER)

@@ -23,6 +23,8 @@ HF_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "*.model", "chat_template.jinja", "preprocessor_config.json",
 )  # fmt: skip
+# Constants that weight files hold beside the parameters: BART's bias of zeros, ESM's rotary frequencies.
+BUFFERS = ("final_logits_bias", "inv_freq")
 TOKENIZER_FILES = tuple(name for name in HF_FILES if name not in ("config.json", "generation_config.json", "*.safetensors", "model.safetensors.index.json"))
 
 
@@ -114,7 +116,7 @@ def read_hf_config(root: Path) -> Mapping[str, Any]:
 def count_weights(root: Path) -> int:
     """The number of parameters stored in a directory's safetensors files, read from their headers alone.
 
-    Tensors that share storage are saved once by `save_pretrained`, so tied embeddings count once.
+    Tensors that share storage are saved once by `save_pretrained`, so tied embeddings count once. Constants are no parameters.
 
     Raises:
         ArtifactError: a file whose header is damaged or truncated.
@@ -122,7 +124,7 @@ def count_weights(root: Path) -> int:
     total = 0
     for file in sorted(root.glob("*.safetensors")):
         for name, entry in _safetensors_header(file).items():
-            if name != "__metadata__":
+            if name != "__metadata__" and not name.endswith(BUFFERS):
                 size = 1
                 for length in entry["shape"]:
                     size *= length

@@ -7,10 +7,12 @@ from typing import Any
 def flops_per_token(config: Mapping[str, Any], n_params: int, seq_len: int) -> float | None:
     """6 N + 12 L d T for forward and backward of one position, as `Architecture.flops_per_token`; None when the config lacks the sizes.
 
+    None for encoder-decoders too: how much of a row either half reads is not in the config.
+
     N are the parameters that multiply: an input embedding that is not tied to the head is only looked up.
     """
     sizes = [config.get(key) for key in ("num_hidden_layers", "hidden_size", "vocab_size")]
-    if None in sizes:
+    if None in sizes or config.get("is_encoder_decoder"):
         return None
     layers, width, vocab_size = (int(size) for size in sizes if size is not None)
     lookups = 0 if config.get("tie_word_embeddings") else vocab_size * width

@@ -17,11 +17,15 @@ HEADS: dict[str, Head] = {
     "ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForMaskedLM": "masked_lm", "ForSequenceClassification": "sequence_classification",
     "ForTokenClassification": "token_classification", "ForQuestionAnswering": "question_answering", "Model": "encoder",
 }  # fmt: skip
+# Encoder-decoders of text: other types' `ForConditionalGeneration` read sound or images as well.
+WRITERS = ("t5", "mt5", "umt5", "bart", "mbart")
+IMAGES: dict[str, Head] = {"ViTMAEForPreTraining": "masked_image"}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 LABELLED = ("sequence_classification", "token_classification")
 
 
 class ImportConfig(Config):
-    """Where the model lies: a directory that `save_pretrained` wrote, with safetensors weights and its tokenizer."""
+    """Where the model lies: a directory that `save_pretrained` wrote, with safetensors weights and its tokenizer (or image processor)."""
 
     path: str
 
@@ -64,7 +68,7 @@ def import_(config: ImportConfig, out: Out) -> Checkpoint:
         architecture=str(hf_config["model_type"]),
         digest=hf_digest(out.path),
         n_params=count_weights(out.path),
-        vocab_size=int(hf_config["vocab_size"]),
+        vocab_size=int(hf_config.get("vocab_size") or 0),
         labels=tuple(labels[key] for key in sorted(labels, key=int)) if head in LABELLED else (),
     )
 
@@ -73,7 +77,8 @@ def check_directory(root: Path) -> Mapping[str, Any]:
     """The `config.json` of a directory that can be imported.
 
     Raises:
-        ArtifactError: config, weights, a shard of them or the tokenizer is missing or damaged, or the head is of another kind.
+        ArtifactError: config, weights, a shard of them or the tokenizer (of images: the processor) is missing or damaged, or the head is
+            of another kind.
     """
     hf_config = read_hf_config(root)
     index = root / "model.safetensors.index.json"
@@ -86,19 +91,44 @@ def check_directory(root: Path) -> Mapping[str, Any]:
         if missing:
             raise ArtifactError(f"lacks {len(missing)} of its {len(shards)} weight files, {missing[0]} first", where=str(root), todo="copy the checkpoint again")
     count_weights(root)
-    _head(hf_config, root)
-    if not any((root / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+    if _head(hf_config, root) == "masked_image":
+        _check_pixels(root)
+        return hf_config
+    if not any((root / name).is_file() for name in TOKENIZERS):
         raise ArtifactError("has no tokenizer beside its weights", where=str(root), todo="save the tokenizer into the same directory")
     if not isinstance(hf_config.get("vocab_size"), int):
         raise ArtifactError("has no vocab_size in its config.json", where=str(root))
     return hf_config
 
 
+def _check_pixels(root: Path) -> None:
+    """Refuses a model of images that reads other pixels than fmray gives: from -1 to 1."""
+    try:
+        processor = json.loads((root / "preprocessor_config.json").read_text(encoding="utf-8"))
+        mean_and_std = [value for name in ("image_mean", "image_std") for value in processor[name]]
+    except FileNotFoundError:
+        raise ArtifactError("has no preprocessor_config.json beside its weights", where=str(root), todo="save the image processor into the same directory") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"has no readable mean and standard deviation of pixels in preprocessor_config.json ({type(error).__name__})", where=str(root)) from None
+    if any(value != 0.5 for value in mean_and_std):
+        raise ArtifactError(f"reads pixels with image_mean {processor['image_mean']} and image_std {processor['image_std']}, and fmray gives them from -1 to 1 (0.5 and 0.5)", where=str(root))
+
+
 def _head(hf_config: Mapping[str, Any], root: Path) -> Head:
     named = (hf_config.get("architectures") or ["a model without `architectures`"])[0]
+    if named in IMAGES:
+        return IMAGES[named]
+    if hf_config.get("is_encoder_decoder"):
+        # The first T5s are called T5WithLMHeadModel.
+        if hf_config.get("model_type") in WRITERS and named.endswith(("ForConditionalGeneration", "WithLMHeadModel")):
+            return "seq2seq_lm"
+        raise ArtifactError(
+            f"holds {named}, and of encoder-decoders only those of text with their language model are known: {', '.join(WRITERS)}", where=str(root),
+            todo="save it with AutoModelForSeq2SeqLM",
+        )  # fmt: skip
     for suffix, head in HEADS.items():
         if named.endswith(suffix):
             return head
-    known = ", ".join(dict.fromkeys(HEADS.values()))
-    todo = "save it with AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification or AutoModel"
+    known = ", ".join(dict.fromkeys([*HEADS.values(), "seq2seq_lm", *IMAGES.values()]))
+    todo = "save it with AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification or AutoModel"
     raise ArtifactError(f"holds {named}, which has none of the heads {known}", where=str(root), todo=todo)

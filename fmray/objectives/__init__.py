@@ -64,13 +64,18 @@ class Objective(Component, package="fmray.objectives"):
     """An objective.
 
     `head` is what a checkpoint trained with it bears; `auto_class` the transformers class that holds the head. `modality` is that of
-    the datasets and `family` that of the architectures it pretrains; a `family` of None pretrains none.
+    the datasets and `family` that of the architectures it pretrains; a `family` of None pretrains none. `continues` are the heads, besides
+    its own, of checkpoints that it can begin from. `adds_up` says whether the loss of a batch is the sum of its parts' losses: where it is
+    not, gradients cannot be accumulated. `passes` is how often the model reads a row for one step.
     """
 
     head: ClassVar[Head]
     auto_class: ClassVar[str]
     modality: ClassVar[Modality] = "text"
     family: ClassVar[Family | None] = None
+    continues: ClassVar[tuple[Head, ...]] = ()
+    adds_up: ClassVar[bool] = True
+    passes: ClassVar[int] = 1
 
     @abc.abstractmethod
     def collate(self, rows: Rows, setting: Setting = ALONE) -> Batch:

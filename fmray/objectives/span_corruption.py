@@ -1,9 +1,8 @@
 """Span corruption. Shapes: B rows, T positions of the input, U positions of the target, V vocabulary."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from fmray.core.errors import ConfigError
@@ -11,12 +10,7 @@ from fmray.data.vocabulary import Vocabulary
 from fmray.model.architectures import Family
 from fmray.model.checkpoint import Head
 from fmray.objectives import ALONE, Batch, Forward, LossParts, Objective, Rows, Setting, row_generators
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-IGNORED = -100
-Ints = NDArray[np.int64]
+from fmray.objectives._encoder_decoder import Ints, batch_of, count_targets, cross_entropy
 
 
 class SpanCorruption(Objective):
@@ -59,21 +53,13 @@ class SpanCorruption(Objective):
 
         The targets' axis is as long as the longest target, not as the inputs.
         """
-        import torch
-
         vocabulary = _vocabulary(setting)
         pairs = []
         for ids_T, segments_T, draw in zip(np.asarray(rows["input_ids_BT"]), np.asarray(rows["segment_ids_BT"]), row_generators(rows, setting.seed), strict=True):
             pairs.append(self._corrupt(ids_T[segments_T != 0].astype(np.int64), vocabulary, draw))
         pad = vocabulary.pad_id if vocabulary.pad_id is not None else vocabulary.eos_id
         assert pad is not None
-        inputs_BT, mask_BT = _padded([pair[0] for pair in pairs], pad)
-        targets_BU, told_BU = _padded([pair[1] for pair in pairs], pad)
-        begun_BU = np.roll(targets_BU, 1, axis=1)
-        begun_BU[:, 0] = pad
-        batch: dict[str, Tensor] = {"row_ids_B": torch.from_numpy(np.asarray(rows["row_ids_B"], dtype=np.int64))}
-        arrays = {"input_ids_BT": inputs_BT, "attention_mask_BT": mask_BT.astype(np.int64), "decoder_input_ids_BT": begun_BU, "labels_BT": np.where(told_BU, targets_BU, IGNORED)}
-        return batch | {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+        return batch_of(rows, pairs, pad=pad, start=pad)
 
     def _sizes(self, n_tokens: int) -> tuple[int, int]:
         """How many of a document's tokens are hidden, and in how many spans."""
@@ -97,18 +83,11 @@ class SpanCorruption(Objective):
 
     def count(self, batch: Batch) -> int:
         """The number of target tokens, sentinels and ends included."""
-        return int((batch["labels_BT"] != IGNORED).sum())
+        return count_targets(batch)
 
     def loss(self, model: Forward, batch: Batch) -> LossParts:
         """Summed cross-entropy in nats, in float32 whatever the model computes in."""
-        import torch.nn.functional as F
-
-        logits_BUV = model(
-            input_ids=batch["input_ids_BT"], attention_mask=batch["attention_mask_BT"], decoder_input_ids=batch["decoder_input_ids_BT"], use_cache=False
-        ).logits
-        labels_BU = batch["labels_BT"]
-        total = F.cross_entropy(logits_BUV.float().flatten(0, 1), labels_BU.flatten(), ignore_index=IGNORED, reduction="sum")
-        return LossParts(total, (labels_BU != IGNORED).sum())
+        return cross_entropy(model, batch)
 
 
 def _cut(n: int, parts: int, draw: np.random.Generator) -> Ints:
@@ -116,15 +95,6 @@ def _cut(n: int, parts: int, draw: np.random.Generator) -> Ints:
     edges = np.sort(draw.choice(n - 1, parts - 1, replace=False)) + 1
     lengths: Ints = np.diff(np.concatenate([[0], edges, [n]])).astype(np.int64)
     return lengths
-
-
-def _padded(rows: list[Ints], pad: int) -> tuple[Ints, NDArray[np.bool_]]:
-    """Rows filled up on the right to the longest, and which positions are theirs."""
-    lengths = np.array([len(row) for row in rows])
-    mask_BT = np.arange(max(1, lengths.max())) < lengths[:, None]
-    filled_BT = np.full(mask_BT.shape, pad, dtype=np.int64)
-    filled_BT[mask_BT] = np.concatenate(rows)
-    return filled_BT, mask_BT
 
 
 def _vocabulary(setting: Setting) -> Vocabulary:

@@ -111,6 +111,8 @@ class PretrainConfig(Config):
             raise ValueError(f"objective {kind} does not pretrain: it is for finetune and search")
         if self.model is not None and self.model.family != family:
             raise ValueError(f"objective {kind} trains an architecture of the family {family}, and model {self.model.type} is of {self.model.family}")  # type: ignore[attr-defined]
+        if not self.objective.adds_up and (self.grad_accum_steps > 1 or self.global_batch_size < 2):
+            raise ValueError(f"objective {kind} tells the rows of one batch apart: leave micro_batch_size out (gradients cannot be accumulated) and set global_batch_size to at least 2")
         self.engine_config()
         return self
 

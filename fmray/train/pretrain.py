@@ -125,7 +125,7 @@ def _check_rows(config: PretrainConfig, dataset: Artifact[TokenDataset], init: M
 
 
 def _check_init(init: Artifact[Checkpoint], dataset: Artifact[TokenDataset], objective: Objective, where: str) -> None:
-    if init.payload.head != objective.head:
+    if init.payload.head not in (objective.head, *objective.continues):
         raise ConfigError(f"{init.name} holds a {init.payload.head} head and cannot be pretrained further with an objective for {objective.head}", where=where)
     hf_config = read_hf_config(init.path)
     if dataset.payload.image_shape is not None:
@@ -244,9 +244,13 @@ def _workers_s(lines: Sequence[Mapping[str, Any]], steps_s: Sequence[float], beg
 
 def _flops(job: PretrainJob, hf_config: Mapping[str, Any], n_params: int) -> float | None:
     """FLOPs of a trained position; None where neither the architecture nor the config of a model from outside tells."""
-    if job.model is None or job.model.family in ("decoder", "encoder"):
-        return flops_per_token(hf_config, n_params, job.seq_len)
-    return job.model.flops_per_token(int(hf_config.get("vocab_size") or 0), job.positions)
+    objective = job.config.objective
+    if job.model is not None and job.model.family not in ("decoder", "encoder"):
+        return job.model.flops_per_token(int(hf_config.get("vocab_size") or 0), job.positions)
+    # Without a head the table of tokens is looked up and never multiplied.
+    told = hf_config if objective.head != "encoder" else {**hf_config, "tie_word_embeddings": False}
+    once = flops_per_token(told, n_params, job.seq_len)
+    return None if once is None else once * objective.passes
 
 
 def _cost(per_token: float | None, tokens: int, device_hours: float, previous: Artifact[Checkpoint] | None) -> Cost:

@@ -84,14 +84,18 @@ def build_model(job: PretrainJob) -> "PreTrainedModel":
 
     config = job.config
     auto = getattr(transformers, config.objective.auto_class)
+    # For fresh models, and for what the objective's class has and `init` lacks.
+    torch.manual_seed(config.seed)
     if job.init is not None:
         try:
+            begun_with = transformers.AutoConfig.from_pretrained(job.init, local_files_only=True)
+            # Before the model is built: dropout is part of its modules.
+            config.objective.configure(begun_with)
             model: PreTrainedModel = auto.from_pretrained(
-                job.init, dtype=torch.float32, attn_implementation=config.attention, local_files_only=True, use_safetensors=True
+                job.init, config=begun_with, dtype=torch.float32, attn_implementation=config.attention, local_files_only=True, use_safetensors=True
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"cannot be opened ({str(error).splitlines()[0]})", where=str(job.init)) from error
-        config.objective.configure(model.config)
         return model
     assert job.model is not None
     hf_config = job.model.hf_config(padded_vocab_size(job.vocab_size), job.seq_len)
@@ -100,7 +104,6 @@ def build_model(job: PretrainJob) -> "PreTrainedModel":
     if offset := position_offset(hf_config.to_dict()):
         hf_config.max_position_embeddings += offset
     config.objective.configure(hf_config)
-    torch.manual_seed(config.seed)
     fresh: PreTrainedModel = auto.from_config(hf_config, attn_implementation=config.attention)
     return fresh
 

@@ -1,5 +1,6 @@
 """What is read of a tokenizer's files, held against transformers and the texts themselves."""
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -8,7 +9,7 @@ from fmray.data.tokenizers.bpe import Bpe
 from fmray.data.tokenizers.character import Character
 from fmray.data.tokenizers.unigram import Unigram
 from fmray.data.tokenizers.wordpiece import WordPiece
-from fmray.data.vocabulary import read_vocabulary
+from fmray.data.vocabulary import Vocabulary, read_vocabulary
 from tests.train.tiny import labelled
 
 TEXTS = [text for text, _ in labelled(200)]
@@ -43,6 +44,16 @@ def test_words_begin_where_white_space_ended(made):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         # The first token begins a word wherever it stands.
         assert 1 + int(ours.word_start_V[ids[1:]].sum()) == len(text.split())
+
+
+def test_sentences_end_with_full_stops_of_any_script_and_spelling():
+    ends = [".", "Ġend.", '."', "?!”", "▁so?", "。", "ãĢĤ", "ï¼ģ", ".Ċ"]
+    others = ["Mr", ".5", "ãĢ", ",", '"', "<|eos|>.", "▁"]
+    tokens = {text: i for i, text in enumerate([*ends, *others])}
+    special_V = np.zeros(len(tokens), dtype=bool)
+    special_V[tokens["<|eos|>."]] = True
+    vocabulary = Vocabulary(tokens, special_V, None, None, None, None, (), None)
+    assert {text for text, i in tokens.items() if vocabulary.sentence_end_V[i]} == set(ends)
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):

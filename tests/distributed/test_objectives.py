@@ -27,6 +27,12 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def lone(tmp_path_factory):
+    """One document a row."""
+    return token_dataset(tmp_path_factory.mktemp("data") / "lone", unpacked=True)
+
+
+@pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Bars at one of eight places, which the visible patches of a column tell."""
     artifact = made.dataset(tmp_path_factory.mktemp("data") / "images", [120], 16, image_shape=(16, 16, 1))
@@ -78,7 +84,39 @@ def test_an_image_autoencoder_learns_and_beats_the_mean_image(images, tmp_path):
     assert "eval/accuracy" not in found
 
 
-def test_what_does_not_fit_together_is_refused_before_any_worker_starts(text, images, tmp_path):
+def test_document_denoising_learns_and_writes_what_was_hidden(lone, tmp_path):
+    model = {"type": "bart", "num_layers": 2, "d_model": 64, "num_heads": 2, "ffn_dim": 128}
+    artifact = pretrain(tmp_path / "base", lone, model=model, objective={"type": "denoising"}, max_steps=60, optim={"lr": 5e-3, "warmup_steps": 5})
+    assert (artifact.payload.head, artifact.payload.architecture) == ("seq2seq_lm", "bart")
+    opened, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(artifact.path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert artifact.payload.n_params == sum(p.numel() for p in opened.parameters())
+    assert (opened.config.decoder_start_token_id, opened.config.forced_eos_token_id) == (2, None)
+    assert opened.generate(torch.tensor([[1, 5, 3, 2]]), max_new_tokens=4).shape[0] == 1
+    report = run("evaluate", {"control_rows": 4, "num_cpus": 1}, tmp_path / "eval", checkpoint=artifact, dataset=lone)
+    found = {metric.name: metric for metric in report.payload.metrics}
+    assert found["eval/loss"].upper < found["eval/unigram_loss"].value < found["eval/loss"].control
+
+
+def test_an_encoder_that_read_words_learns_to_tell_texts_apart(lone, tmp_path):
+    words = pretrain(tmp_path / "words", lone, model=ENCODER, objective={"type": "masked_lm"}, max_steps=10)
+    artifact = pretrain(tmp_path / "base", lone, init=words, model=None, objective={"type": "contrastive"}, max_steps=40, optim={"lr": 1e-3, "warmup_steps": 5})
+    assert (artifact.payload.head, artifact.payload.architecture, artifact.payload.parent) == ("encoder", "bert", words.fingerprint)
+    assert (words.payload.cost.flops / 10) < (artifact.payload.cost.flops / 40) < 2 * (words.payload.cost.flops / 10)
+    opened, info = transformers.AutoModel.from_pretrained(artifact.path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert artifact.payload.n_params == sum(p.numel() for p in opened.parameters())
+    assert opened.config.hidden_dropout_prob == 0.1
+    lines = curve(artifact.path)
+    assert np.mean([loss for _, loss, _ in lines[-5:]]) < 0.7 * lines[0][1]
+    report = run("evaluate", {"num_cpus": 1}, tmp_path / "eval", checkpoint=artifact, dataset=lone)
+    found = {metric.name: metric for metric in report.payload.metrics}
+    assert found["eval/loss"].value < found["eval/loss"].control
+    assert found["eval/uniformity"].value < found["eval/uniformity"].control
+    assert len((report.path / "examples.jsonl").read_text().splitlines()) == 8
+
+
+def test_what_does_not_fit_together_is_refused_before_any_worker_starts(text, lone, images, tmp_path):
     with pytest.raises(ConfigError, match="objective masked_image trains on image, and corpus holds text"):
         pretrain(tmp_path / "a", text, model=AUTOENCODER, objective={"type": "masked_image"})
     with pytest.raises(ConfigError, match="objective causal_lm trains on text, and corpus holds image"):
@@ -91,6 +129,10 @@ def test_what_does_not_fit_together_is_refused_before_any_worker_starts(text, im
         pretrain(tmp_path / "e", text, model=ENCODER, objective={"type": "masked_lm"}, attention="eager")
     with pytest.raises(ConfigError, match="rows of one document each"):
         pretrain(tmp_path / "f", text, model={"type": "t5"}, objective={"type": "span_corruption"})
+    with pytest.raises(ConfigError, match="contrastive tells documents apart and trains on rows of one document each"):
+        pretrain(tmp_path / "h", text, model=ENCODER, objective={"type": "contrastive"})
+    with pytest.raises(ConfigError, match="leave micro_batch_size out"):
+        pretrain(tmp_path / "i", lone, model=ENCODER, objective={"type": "contrastive"}, micro_batch_size=1)
     with pytest.raises(ConfigError, match="not a multiple of patch_size 5"):
         pretrain(tmp_path / "g", images, model=AUTOENCODER | {"patch_size": 5}, objective={"type": "masked_image"})
-    assert not [p for p in tmp_path.iterdir() if p.name in "abcdefg"]
+    assert not [p for p in tmp_path.iterdir() if p.name in "abcdefghi"]

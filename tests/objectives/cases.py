@@ -9,6 +9,7 @@ import torch
 
 from fmray.data.vocabulary import Vocabulary
 from fmray.model.architectures import Architecture
+from fmray.model.architectures.bart import Bart
 from fmray.model.architectures.decoder import Decoder
 from fmray.model.architectures.encoder import Encoder
 from fmray.model.architectures.t5 import T5
@@ -16,6 +17,8 @@ from fmray.model.architectures.vit_mae import VitMae
 from fmray.model.positions import patch_size, position_offset
 from fmray.objectives import Objective, Rows, Setting
 from fmray.objectives.causal_lm import CausalLM
+from fmray.objectives.contrastive import Contrastive
+from fmray.objectives.denoising import Denoising
 from fmray.objectives.masked_image import MaskedImage
 from fmray.objectives.masked_lm import MaskedLM
 from fmray.objectives.span_corruption import SpanCorruption
@@ -29,11 +32,11 @@ SIZE = VOCAB + 1 + N_SENTINELS
 
 
 def vocabulary(**changes: Any) -> Vocabulary:
-    """Of the rows in tests/train/rows.py; every third token begins a word."""
+    """Of the rows in tests/train/rows.py; every third token begins a word, and every ninth ends a sentence."""
     special_V = np.zeros(SIZE, dtype=bool)
     special_V[[BOS, EOS, PAD, *range(MASK, SIZE)]] = True
     about: dict[str, Any] = {
-        "tokens": {str(i): i for i in range(SIZE)}, "special_V": special_V, "mask_id": MASK, "bos_id": BOS, "eos_id": EOS, "pad_id": PAD,
+        "tokens": {f"{i}." if i % 9 == 5 else str(i): i for i in range(SIZE)}, "special_V": special_V, "mask_id": MASK, "bos_id": BOS, "eos_id": EOS, "pad_id": PAD,
         "sentinel_ids": tuple(range(MASK + 1, SIZE)), "word_start_V": np.arange(SIZE) % 3 == 0,
     }  # fmt: skip
     return Vocabulary(**about | changes)
@@ -101,6 +104,9 @@ CASES = [
     *(Case(MaskedLM(), Encoder(variant=variant, **SMALL), lone_rows) for variant in ("bert", "roberta", "modernbert", "esm")),
     *(Case(MaskedImage(normalised=normalised), VitMae(num_hidden_layers=2), image_rows, IMAGE) for normalised in (True, False)),
     Case(SpanCorruption(share=0.3), T5(num_layers=2, d_model=48, num_heads=2, d_kv=24, d_ff=96), lone_rows),
+    Case(Denoising(), Bart(num_layers=2, d_model=48, num_heads=2, ffn_dim=96), lone_rows),
+    *(Case(Contrastive(pooling="cls"), Encoder(variant=variant, **SMALL), lone_rows) for variant in ("bert", "roberta", "esm")),
+    Case(Contrastive(), Encoder(variant="modernbert", **SMALL), lone_rows),
     Case(MaskedLM(share=0.3, whole_words=True), Encoder(**SMALL)),
 ]
 # Labels and not rows of a dataset: it has a test of its own.

@@ -8,7 +8,8 @@ import torch
 
 from fmray.core.errors import ConfigError
 from fmray.objectives import Setting
-from fmray.objectives.span_corruption import IGNORED, SpanCorruption, _cut
+from fmray.objectives._encoder_decoder import IGNORED
+from fmray.objectives.span_corruption import SpanCorruption, _cut
 from tests.objectives.cases import CASES, SEQ_LEN, lone_rows, vocabulary
 from tests.train.rows import BOS, EOS, PAD
 

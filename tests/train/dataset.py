@@ -14,11 +14,15 @@ from tests.train.tiny import commit, labelled
 VOCAB_SIZE = 400
 
 
-def token_dataset(root: Path, *, n_rows: int = 100, seq_len: int = 32, vocab_size: int = VOCAB_SIZE) -> Artifact[TokenDataset]:
-    """Rows in one shard a split, with a tokenizer of `vocab_size` beside them (the rows use its first 64 ids)."""
+def token_dataset(root: Path, *, n_rows: int = 100, seq_len: int = 32, vocab_size: int = VOCAB_SIZE, unpacked: bool = False) -> Artifact[TokenDataset]:
+    """Rows in one shard a split, with a tokenizer of `vocab_size` beside them (the rows use its first 64 ids); `unpacked`: a document each."""
     names = []
     for split, rows, seed in (("train", n_rows, 0), ("validation", 8, 1)):
         columns = packed_rows(rows, seq_len, seed)
+        if unpacked:
+            rest = columns["segment_ids_BT"] > 1
+            for name, empty in (("input_ids_BT", PAD), ("segment_ids_BT", 0), ("position_ids_BT", 0)):
+                columns[name][rest] = empty
         arrays = [pa.FixedSizeListArray.from_arrays(pa.array(columns[f"{name}_BT"].ravel(), pa.int32()), seq_len) for name in COLUMNS]
         names.append(f"{split}/part-00000.parquet")
         (root / split).mkdir(parents=True)
@@ -30,5 +34,6 @@ def token_dataset(root: Path, *, n_rows: int = 100, seq_len: int = 32, vocab_siz
         special_ids={"bos": BOS, "eos": EOS, "pad": PAD},
         shards=tuple({"split": name.split("/")[0], "name": name, "rows": n_rows if "train" in name else 8, "sha256": sha256_file(root / name)} for name in names),
         splits={"train": n_rows, "validation": 8}, removed={}, notes={}, canaries=None, source={}, digest=tree_digest(root, names),
+        packing="unpacked" if unpacked else "concatenate",
     )  # fmt: skip
     return commit(root, payload, "corpus")

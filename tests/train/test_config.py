@@ -11,6 +11,8 @@ from fmray.train.plan import GIB, plan, state_bytes_per_param
 
 GOOD = {"model": {"type": "decoder"}, "global_batch_size": 8, "max_steps": 10}
 
+CONTRASTIVE = {"model": {"type": "encoder"}, "objective": {"type": "contrastive"}}
+
 
 def config(**changes):
     return load_config(PretrainConfig, GOOD | changes, "base")
@@ -42,6 +44,8 @@ def config(**changes):
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "set zero.stage instead"),
         ({"objective": {"type": "supervised"}}, "objective supervised does not pretrain"),
         ({"objective": {"type": "causal"}}, "unknown objective 'causal', did you mean 'causal_lm'"),
+        (CONTRASTIVE | {"micro_batch_size": 2}, "objective contrastive tells the rows of one batch apart: leave micro_batch_size out"),
+        (CONTRASTIVE | {"global_batch_size": 1, "num_workers": 1}, "set global_batch_size to at least 2"),
         ({"precision": "fp8"}, "base.precision"),
         ({"optim": {"lr": "fast"}}, "base.optim.lr"),
         ({"num_worker": 2}, "unknown key 'num_worker', did you mean 'num_workers'"),
