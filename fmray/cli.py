@@ -144,7 +144,7 @@ def scaling(
     target_loss: Annotated[list[float] | None, typer.Option("--target-loss", help="a loss to find the price of; may be given again")] = None,
     flops_per_device_s: Annotated[float | None, typer.Option("--flops-per-device-s", help="FLOP/s that training reaches on a device")] = None,
     usd_per_device_hour: Annotated[float | None, typer.Option("--usd-per-device-hour")] = None,
-    resamples: Annotated[int, typer.Option("--resamples", min=20, help="of the bootstrap")] = 200,
+    resamples: Annotated[int, typer.Option("--resamples", min=20, help="of the bootstrap")] = 500,
     as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
 ) -> None:
     """Fit L(N, D) to finished runs; say the best N and D for a budget, and what a target loss would cost."""

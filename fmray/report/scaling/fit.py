@@ -67,7 +67,7 @@ class Fit:
         return float(low), float(high)
 
 
-def fit(runs: Sequence[Run], *, resamples: int = 200, seed: int = 0) -> Fit:
+def fit(runs: Sequence[Run], *, resamples: int = 500, seed: int = 0) -> Fit:
     """The law that fits the runs best, and those of `resamples` draws of as many runs with replacement.
 
     Raises:

@@ -107,13 +107,18 @@ def show(said: dict[str, Any]) -> RenderableType:
 
 
 def _plans(title: str, plans: Sequence[dict[str, Any]]) -> Table:
-    priced = [name for name in ("device_hours", "usd") if plans[0][name] is not None]
-    table = _table(title, "FLOPs", "times the largest run", "parameters", "tokens", "loss", *(name.replace("_", " ") for name in priced))
-    for plan in plans:
-        flops = number(plan["flops"]) + (f" {_between(plan['flops_interval'], number)}" if "flops_interval" in plan else "")
-        head = f"loss {plan['target_loss']:g}" if "target_loss" in plan else ""
-        cells = [f"{shown(plan[name])} {_between(plan[f'{name}_interval'], shown)}" for name, shown in (("n_params", count), ("tokens", count), ("loss", number))]
-        table.add_row(head, flops, number(plan["times_largest_run"]), *cells, *(number(plan[name], "usd" if name == "usd" else "") for name in priced))
+    """A column a plan, so that a narrow terminal shows it whole."""
+    table = _table(title, *(f"loss {plan['target_loss']:g}" if "target_loss" in plan else f"{number(plan['flops'])} FLOPs" for plan in plans))
+    if "target_loss" in plans[0]:
+        table.add_row("FLOPs", *(number(plan["flops"]) for plan in plans))
+        table.add_row("", *(_between(plan["flops_interval"], number) for plan in plans))
+    table.add_row("times the largest run", *(number(plan["times_largest_run"]) for plan in plans))
+    for label, name, shown in (("parameters", "n_params", count), ("tokens", "tokens", count), ("loss", "loss", number)):
+        table.add_row(label, *(shown(plan[name]) for plan in plans))
+        table.add_row("", *(_between(plan[f"{name}_interval"], shown) for plan in plans))
+    for label, name, unit in (("device hours", "device_hours", ""), ("price", "usd", "usd")):
+        if plans[0][name] is not None:
+            table.add_row(label, *(number(plan[name], unit) for plan in plans))
     return table
 
 
@@ -124,6 +129,6 @@ def _between(interval: Sequence[float | None], shown: Callable[[float], str]) ->
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for at, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=at == 0)
     return table
