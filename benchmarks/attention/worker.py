@@ -5,7 +5,6 @@ import gc
 import platform
 import statistics
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -65,10 +64,15 @@ def measure(cell: Cell, seconds: float, device: torch.device) -> dict[str, Any]:
             return {"reason": str(error)}
         except Exception as error:
             # Whatever an implementation throws is the answer to whether it runs here.
-            said = [str(error), *(str(w.message) for w in told if "kernel" in str(w.message).lower() or "not used because" in str(w.message))]
-            return {"reason": f"{type(error).__name__}: {' '.join('; '.join(said[:3]).split())[:400]}", "traceback": traceback.format_exc()[-4000:]}
+            said = [first_line(str(error)), *(first_line(str(w.message)) for w in told if "kernel" in str(w.message).lower() or "not used because" in str(w.message))]
+            return {"reason": f"{type(error).__name__}: {'; '.join(said[:3])[:300]}"}
         finally:
             _clear(device)
+
+
+def first_line(text: str) -> str:
+    """The first line that says something; what follows in compilers' errors are paths and programs."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def _measured(cell: Cell, seconds: float, device: torch.device) -> dict[str, Any]:
