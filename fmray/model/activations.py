@@ -2,7 +2,8 @@
 
 After Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198, section 4), who count them for a layer of GPT as 34 bytes a position
 and unit of width, and 5 a score of each head. The layers of transformers keep others: no dropout masks, norms of the RMS type written
-in Python, gated MLPs, and fused attention that keeps no scores. Here each architecture counts its own, in elements a position.
+in Python, gated MLPs, and fused attention that keeps no scores. Here each architecture counts its own, in elements a position;
+tests/model/test_activations.py holds the counts to within a quarter of what is measured.
 """
 
 from typing import Literal
@@ -24,7 +25,7 @@ def kept_bytes(elements: float, in_float32: float, precision: Precision) -> floa
 def attention_bytes(layers: int, heads: int, queries: float, keys: float, *, precision: Precision, attention: str, masked: bool) -> float:
     """Bytes that attention keeps of a row besides queries, keys, values and output.
 
-    Eager attention keeps its scores. Fused attention keeps none, but where it is given a mask of what sees what (`masked`), every
+    Eager attention keeps its scores, at most so many bytes. Fused attention keeps none, but where it is given a mask of what sees what (`masked`), every
     layer makes numbers of it and keeps them.
     """
     square = queries * keys

@@ -10,6 +10,7 @@ from fmray.model.architectures import Architecture
 from fmray.objectives import Objective
 from fmray.objectives.causal_lm import CausalLM
 from fmray.train.deepspeed_engine import Zero, deepspeed_config
+from fmray.train.device import Device
 from fmray.train.engine import Precision
 from fmray.train.optim import Optim
 
@@ -27,6 +28,7 @@ class PretrainConfig(Config):
         keep_checkpoints: states to resume from that are kept while it runs.
         max_failures: how often the workers are started again after one died.
         wait_s: how long to wait for the cluster to have the workers' resources.
+        device: what is declared of a worker's device, for plan and MFU.
         ledger: whether every worker puts down which rows it read, and the record then proves that each was read once an epoch.
     """
 
@@ -51,6 +53,7 @@ class PretrainConfig(Config):
     keep_checkpoints: int = runtime(2, ge=1)
     max_failures: int = runtime(3, ge=0)
     wait_s: float = runtime(60.0, ge=0)
+    device: Device = runtime(Device())
     ledger: bool = runtime(False)
 
     @model_validator(mode="after")

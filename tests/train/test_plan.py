@@ -9,7 +9,15 @@ from fmray.core.errors import ConfigError
 from fmray.model.architectures.decoder import Decoder
 from fmray.train.config import PretrainConfig
 from fmray.train.device import Device
-from fmray.train.plan import GIB, USABLE, largest_micro_batch, plan, state_bytes_per_param, worker_bytes_per_param
+from fmray.train.plan import (
+    AUTOCAST,
+    GIB,
+    USABLE,
+    largest_micro_batch,
+    plan,
+    state_bytes_per_param,
+    worker_bytes_per_param,
+)
 
 DATASET = {"dataset": SimpleNamespace(vocab_size=1000, seq_len=128)}
 
@@ -22,11 +30,11 @@ def config(**changes):
 def test_activations_are_told_by_row_and_micro_batch():
     row = Decoder().activation_bytes(1024, 128, precision="bf16", attention="sdpa")
     assert plan(config(micro_batch_size=8), DATASET)["activations"] == f"{8 * row / GIB:.3g} GiB a micro-batch of 8 rows ({row / 2**20:.3g} MiB a row)"
-    # What is computed in float32, or under autocast over float32 weights, takes more.
+    for changes in ({"engine": "torch", "num_workers": 1}, {"zero": {"stage": 0}}):
+        assert f"({AUTOCAST * row / 2**20:.3g} MiB a row)" in plan(config(**changes), DATASET)["activations"]
     wide = Decoder().activation_bytes(1024, 128, precision="fp32", attention="sdpa")
     assert wide > 1.3 * row
-    for changes in ({"precision": "fp32"}, {"engine": "torch", "num_workers": 1}, {"zero": {"stage": 0}}):
-        assert f"({wide / 2**20:.3g} MiB a row)" in plan(config(**changes), DATASET)["activations"]
+    assert f"({wide / 2**20:.3g} MiB a row)" in plan(config(precision="fp32", zero={"stage": 0}), DATASET)["activations"]
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():
@@ -50,7 +58,8 @@ def test_offloading_takes_masters_and_moments_off_the_device():
     kept = worker_bytes_per_param(config(zero={"stage": 2}))
     assert kept == 2 + 14 / 2
     assert worker_bytes_per_param(config(zero={"stage": 2, "offload_optimizer": True})) == kept - 12 / 2
-    assert worker_bytes_per_param(config(engine="torch", num_workers=1)) == 16
+    assert worker_bytes_per_param(config(engine="torch", num_workers=1, precision="fp32")) == 16
+    assert worker_bytes_per_param(config(zero={"stage": 0})) == 16 + 2
 
 
 def test_time_and_price_follow_from_what_is_declared():
