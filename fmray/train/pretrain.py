@@ -71,8 +71,6 @@ def _job(
     data, objective = dataset.payload, config.objective
     if (config.model is None) == (init is None):
         raise ConfigError("needs either `model` or `init`, a checkpoint to continue from", where=out.name)
-    if data.modality != "text":
-        raise ConfigError(f"{dataset.name} holds images, and {config.objective.type} is for text", where=f"{out.name}.dataset")  # type: ignore[attr-defined]
     if config.global_batch_size > data.n_rows:
         raise ConfigError(
             f"global_batch_size {config.global_batch_size} is more than the {data.n_rows} rows of the training split",
