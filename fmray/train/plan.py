@@ -67,7 +67,7 @@ def memory_lines(config: PretrainConfig, model: Architecture, n_params: int, voc
     if row is None:
         return lines | {"activations": f"not known: {model.type} does not count them"}  # type: ignore[attr-defined]
     row *= AUTOCAST if is_autocast(config) else 1
-    lines["activations"] = f"{config.rows_per_pass * row / GIB:.3g} GiB a micro-batch of {config.rows_per_pass} rows ({row / 2**20:.3g} MiB a row)"
+    lines["activations"] = f"{size(config.rows_per_pass * row)} a micro-batch of {config.rows_per_pass} rows ({size(row)} a row)"
     if config.device.memory_gb is None:
         return lines
     room = USABLE * config.device.memory_gb * GIB - n_params * worker_bytes_per_param(config)
@@ -77,8 +77,13 @@ def memory_lines(config: PretrainConfig, model: Architecture, n_params: int, voc
     if largest:
         lines["largest micro-batch"] = f"{largest} of the {rows} rows of a worker, in {declared}"
     else:
-        lines["largest micro-batch"] = f"none: a row takes {row / GIB:.3g} GiB, and weights, gradients and optimizer leave {max(0.0, room) / GIB:.3g} of {declared}"
+        lines["largest micro-batch"] = f"none: a row takes {size(row)}, and weights, gradients and optimizer leave {size(max(0.0, room))} of {declared}"
     return lines
+
+
+def size(n_bytes: float) -> str:
+    """Bytes as people read them: MiB below one GiB."""
+    return f"{n_bytes / GIB:.3g} GiB" if n_bytes >= GIB else f"{n_bytes / 2**20:.3g} MiB"
 
 
 def is_autocast(config: PretrainConfig) -> bool:
@@ -106,4 +111,4 @@ def cost_lines(config: PretrainConfig, flops: float) -> dict[str, str]:
     if hours is None:
         return {}
     lines = {"time": f"{hours / config.num_workers:.3g} h on {config.num_workers} devices at {device.mfu:.0%} of {device.peak_tflops:g} TFLOP/s, start-up and checkpoints apart"}
-    return lines if usd is None else lines | {"price": f"${usd:,.2f} at ${device.usd_per_hour:g} a device hour"}
+    return lines if usd is None else lines | {"price": f"${usd:,.2f} at ${device.usd_per_hour:,.2f} a device hour"}

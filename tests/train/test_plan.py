@@ -15,6 +15,7 @@ from fmray.train.plan import (
     USABLE,
     largest_micro_batch,
     plan,
+    size,
     state_bytes_per_param,
     worker_bytes_per_param,
 )
@@ -29,12 +30,16 @@ def config(**changes):
 
 def test_activations_are_told_by_row_and_micro_batch():
     row = Decoder().activation_bytes(1024, 128, precision="bf16", attention="sdpa")
-    assert plan(config(micro_batch_size=8), DATASET)["activations"] == f"{8 * row / GIB:.3g} GiB a micro-batch of 8 rows ({row / 2**20:.3g} MiB a row)"
+    assert plan(config(micro_batch_size=8), DATASET)["activations"] == f"{8 * row / 2**20:.3g} MiB a micro-batch of 8 rows ({row / 2**20:.3g} MiB a row)"
     for changes in ({"engine": "torch", "num_workers": 1}, {"zero": {"stage": 0}}):
         assert f"({AUTOCAST * row / 2**20:.3g} MiB a row)" in plan(config(**changes), DATASET)["activations"]
     wide = Decoder().activation_bytes(1024, 128, precision="fp32", attention="sdpa")
     assert wide > 1.3 * row
     assert f"({wide / 2**20:.3g} MiB a row)" in plan(config(precision="fp32", zero={"stage": 0}), DATASET)["activations"]
+
+
+def test_sizes_have_the_unit_that_reads_best():
+    assert [size(n) for n in (2**19, 5.56 * 2**30)] == ["0.5 MiB", "5.56 GiB"]
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():
