@@ -148,7 +148,10 @@ def scaling(
     as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
 ) -> None:
     """Fit L(N, D) to finished runs; say the best N and D for a budget, and what a target loss would cost."""
-    for name, values in (("--flops", flops), ("--target-loss", target_loss), ("--flops-per-device-s", [flops_per_device_s]), ("--usd-per-device-hour", [usd_per_device_hour])):
+    declared: list[tuple[str, Sequence[float | None] | None]] = [
+        ("--flops", flops), ("--target-loss", target_loss), ("--flops-per-device-s", [flops_per_device_s]), ("--usd-per-device-hour", [usd_per_device_hour]),
+    ]  # fmt: skip
+    for name, values in declared:
         if any(value is not None and not 0 < value < float("inf") for value in values or ()):
             raise ConfigError("must be positive", where=name)
     rates = Rates(flops_per_device_s, usd_per_device_hour)

@@ -138,6 +138,7 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     cursor, attempt = _resume(job, place, engine)
     reader = TokenReader(job.dataset, "train", config.seed, config.global_batch_size)
     ledger = _ledger(job, place, attempt, engine.step, reader.n_rows) if config.ledger else None
+    log: MetricsLog | None = None
 
     def on_step(step: int, stats: StepStats, behind: Cursor) -> None:
         if log is not None:

@@ -76,7 +76,7 @@ def _from_experiments(paths: Sequence[Path]) -> Runs:
             raise DataError(f"the runs have different {name} ({', '.join(sorted(told))}), so their losses cannot be compared", where="RUNS", todo="fit them apart")
     held_out = [_held_out(view, step) for view, step in found]
     trained = [float(step.payload["losses"][-1]["loss"]) for _, step in found]
-    losses = trained if None in held_out else held_out
+    losses: Sequence[float | None] = trained if None in held_out else held_out
     runs = tuple(
         Run(f"{view.name}/{step.label}", float(step.payload["n_params"]), float(step.payload["tokens_seen"]), float(loss or 0))
         for (view, step), loss in zip(found, losses, strict=True)

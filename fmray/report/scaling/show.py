@@ -1,5 +1,6 @@
 """What `fmray scaling` says: the law with its intervals, the best sizes for budgets, and what a target loss would cost."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class Rates:
 def summary(found: Runs, made: Fit, budgets: Sequence[float], targets: Sequence[float], rates: Rates) -> dict[str, Any]:
     """Everything as plain values; each interval is a pair, 95 %."""
     law, runs = made.law, made.runs
-    parameters = {name: {"value": getattr(law, name), "interval": made.interval(lambda drawn, name=name: getattr(drawn, name))} for name in ("E", "A", "alpha", "B", "beta")}  # type: ignore[misc]
+    parameters = {name: {"value": getattr(law, name), "interval": made.interval(operator.attrgetter(name))} for name in ("E", "A", "alpha", "B", "beta")}
     return {
         "runs": [asdict(run) for run in runs],
         "loss": found.loss,
@@ -113,7 +114,8 @@ def _plans(title: str, plans: Sequence[dict[str, Any]]) -> Table:
         table.add_row("FLOPs", *(number(plan["flops"]) for plan in plans))
         table.add_row("", *(_between(plan["flops_interval"], number) for plan in plans))
     table.add_row("times the largest run", *(number(plan["times_largest_run"]) for plan in plans))
-    for label, name, shown in (("parameters", "n_params", count), ("tokens", "tokens", count), ("loss", "loss", number)):
+    figures: list[tuple[str, str, Callable[[float], str]]] = [("parameters", "n_params", count), ("tokens", "tokens", count), ("loss", "loss", number)]
+    for label, name, shown in figures:
         table.add_row(label, *(shown(plan[name]) for plan in plans))
         table.add_row("", *(_between(plan[f"{name}_interval"], shown) for plan in plans))
     for label, name, unit in (("device hours", "device_hours", ""), ("price", "usd", "usd")):
