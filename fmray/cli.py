@@ -27,6 +27,10 @@ from fmray.core.experiment import Experiment, Outcome, load_experiment
 from fmray.live import LiveRun, quiet_terminal
 from fmray.memory import PeakMemory
 from fmray.report.html import write_report
+from fmray.report.scaling.fit import fit
+from fmray.report.scaling.runs import read_runs
+from fmray.report.scaling.show import Rates, summary
+from fmray.report.scaling.show import show as show_scaling
 from fmray.report.terminal import show_artifact, show_experiment, summary_table
 from fmray.serve.foreground import serve_foreground
 from fmray.submit import submit as submit_job
@@ -131,6 +135,32 @@ def show(path: Annotated[str, typer.Argument(help="an experiment's folder or one
 def report(path: Annotated[str, typer.Argument(help="an experiment's folder, such as runs/quickstart")]) -> None:
     """Write report.html anew from the records and print its path."""
     print(write_report(local_path(path)))
+
+
+@app.command()
+def scaling(
+    runs: Annotated[list[str], typer.Argument(metavar="RUNS ...", help="experiments' folders, or one CSV file with columns n_params, tokens, loss")],
+    flops: Annotated[list[float] | None, typer.Option("--flops", help="a budget to find the best N and D for; may be given again")] = None,
+    target_loss: Annotated[list[float] | None, typer.Option("--target-loss", help="a loss to find the price of; may be given again")] = None,
+    flops_per_device_s: Annotated[float | None, typer.Option("--flops-per-device-s", help="FLOP/s that training reaches on a device")] = None,
+    usd_per_device_hour: Annotated[float | None, typer.Option("--usd-per-device-hour")] = None,
+    resamples: Annotated[int, typer.Option("--resamples", min=20, help="of the bootstrap")] = 500,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """Fit L(N, D) to finished runs; say the best N and D for a budget, and what a target loss would cost."""
+    declared: list[tuple[str, Sequence[float | None] | None]] = [
+        ("--flops", flops), ("--target-loss", target_loss), ("--flops-per-device-s", [flops_per_device_s]), ("--usd-per-device-hour", [usd_per_device_hour]),
+    ]  # fmt: skip
+    for name, values in declared:
+        if any(value is not None and not 0 < value < float("inf") for value in values or ()):
+            raise ConfigError("must be positive", where=name)
+    rates = Rates(flops_per_device_s, usd_per_device_hour)
+    found = read_runs([local_path(path) for path in runs])
+    said = summary(found, fit(found.runs, resamples=resamples), flops or [], target_loss or [], rates)
+    if as_json:
+        print(json.dumps(said, indent=2))
+    else:
+        Console(highlight=False).print(show_scaling(said))
 
 
 @app.command()

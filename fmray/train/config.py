@@ -11,6 +11,7 @@ from fmray.model.architectures import Architecture
 from fmray.objectives import Objective
 from fmray.objectives.causal_lm import CausalLM
 from fmray.train.deepspeed_engine import Zero, deepspeed_config
+from fmray.train.device import Device
 from fmray.train.engine import Precision
 from fmray.train.nonfinite import Nonfinite
 from fmray.train.optim import Optim
@@ -71,6 +72,7 @@ class PretrainConfig(Config):
         wait_s: how long to wait for the cluster to have the workers' resources.
         hang_after_s: a step that takes longer than this, and than ten median ones, is taken for a hang: stacks are kept and all starts again.
         nonfinite: whether a loss that is no number stops the run, or how many such updates may be skipped.
+        device: what is declared of a worker's device, for plan and MFU.
         ledger: whether every worker puts down which rows it read, and the record then proves that each was read once an epoch.
     """
 
@@ -97,6 +99,7 @@ class PretrainConfig(Config):
     wait_s: float = runtime(60.0, ge=0)
     hang_after_s: float = runtime(60.0, gt=0)
     nonfinite: Nonfinite = runtime(Nonfinite())
+    device: Device = runtime(Device())
     ledger: bool = runtime(False)
 
     @model_validator(mode="after")

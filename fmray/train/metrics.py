@@ -2,26 +2,93 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fmray.model.checkpoint import LossPoint
+from fmray.train.device import Device
 from fmray.train.engine import StepStats
+
+T = TypeVar("T")
 
 METRICS = "metrics.jsonl"
 TAIL_BYTES = 16_384
 
 
-class MetricsLog:
-    """Appends to `metrics.jsonl`. `tokens_per_s` counts positions of the global batch, padding included."""
+@dataclass(frozen=True)
+class Meter:
+    """What a step's line says besides loss and speed, and what it takes to say so.
 
-    def __init__(self, path: Path, *, from_step: int, tokens_per_step: int, num_workers: int = 1) -> None:
+    Attributes:
+        devices: that train; of CPU workers each counts as one.
+        last_step: where the run ends.
+        flops_per_token: of forward and backward of a trained position; None when the model's are not known.
+        device: what is declared of one device.
+        memory_gb: the most that this worker has held so far, 10^9 bytes.
+        waited_s: how long the loop has waited for data since it was last asked.
+    """
+
+    devices: int
+    last_step: int
+    flops_per_token: float | None
+    device: Device
+    memory_gb: Callable[[], float]
+    waited_s: Callable[[], float]
+
+    def mfu(self, tokens_per_s: float) -> float | None:
+        """Model FLOPs utilisation (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B): tokens/s x FLOPs a token over
+        the devices' declared peak. None when one of them is not known.
+        """
+        if self.why_no_mfu is not None or self.flops_per_token is None or self.device.peak_tflops is None:
+            return None
+        return tokens_per_s * self.flops_per_token / (self.devices * self.device.peak_tflops * 1e12)
+
+    @property
+    def why_no_mfu(self) -> str | None:
+        """Why MFU is not known, or None when it is."""
+        if self.device.peak_tflops is None:
+            return "device.peak_tflops is not declared"
+        return "the FLOPs of this model are not known" if self.flops_per_token is None else None
+
+
+class Waited(Generic[T]):
+    """Passes items on and keeps how long each was waited for."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items, self._seconds = iter(items), 0.0
+
+    def __iter__(self) -> "Waited[T]":
+        return self
+
+    def __next__(self) -> T:
+        begun = time.monotonic()
+        try:
+            return next(self._items)
+        finally:
+            self._seconds += time.monotonic() - begun
+
+    def take_s(self) -> float:
+        """Seconds since this was last asked."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl`. `tokens_per_s` counts positions of the global batch, padding included; a checkpoint's time is left out
+    of it and told as `checkpoint_s` in the line of the step that follows.
+    """
+
+    def __init__(self, path: Path, *, from_step: int, tokens_per_step: int, num_workers: int = 1, meter: Meter | None = None) -> None:
         """Lines of steps after `from_step`, which a killed attempt left behind, are dropped: they will be trained again."""
         kept = [line for line in read_metrics(path) if line["step"] <= from_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)
-        self._tokens, self._num_workers, self._last = tokens_per_step, num_workers, time.monotonic()
+        self._tokens, self._num_workers, self._meter, self._last = tokens_per_step, num_workers, meter, time.monotonic()
+        self._stall_s = 0.0
+        # The step and time from which the rest is foretold: the first line's, for the first step also warms up.
+        self._known: tuple[int, float] | None = None
 
     def write(self, step: int, stats: StepStats) -> None:
         """Adds the line of a step. One that was not applied has no loss and no norm: JSON knows no NaN, and no curve should."""
@@ -34,11 +101,29 @@ class MetricsLog:
         }  # fmt: skip
         if not stats.applied:
             line["skipped"] = stats.fault
+        if self._meter is not None:
+            line |= self._watched(step, speed, now, self._meter)
         self._file.write(json.dumps(line) + "\n")
+
+    def _watched(self, step: int, speed: float, now: float, meter: Meter) -> dict[str, Any]:
+        eta_s = None
+        if self._known is not None:
+            first, since = self._known
+            eta_s = round((now - since) / (step - first) * (meter.last_step - step), 1)
+        mfu, stall_s = meter.mfu(speed), self._stall_s
+        # Said once: the reason does not change within a run.
+        why = {"mfu_unknown": meter.why_no_mfu} if self._known is None and meter.why_no_mfu else {}
+        self._known, self._stall_s = self._known or (step, now), 0.0
+        return {
+            "tokens_per_s_device": round(speed / meter.devices, 1), "mfu": None if mfu is None else round(mfu, 4), "data_wait_s": round(meter.waited_s(), 4),
+            "checkpoint_s": round(stall_s, 4), "peak_gb": round(meter.memory_gb(), 3), "eta_s": eta_s,
+        } | why  # fmt: skip
 
     def pause(self) -> None:
         """Leaves the time until now (a checkpoint) out of the next line's speed."""
-        self._last = time.monotonic()
+        now = time.monotonic()
+        self._stall_s += now - self._last
+        self._last = now
 
 
 def read_metrics(path: Path, *, tail: bool = False) -> list[dict[str, Any]]:

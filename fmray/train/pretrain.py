@@ -17,7 +17,6 @@ from fmray.data.dataset import TokenDataset
 from fmray.data.ledger import check_ledger
 from fmray.model.architectures import Architecture
 from fmray.model.checkpoint import Checkpoint, count_weights, hf_digest, read_hf_config
-from fmray.model.flops import flops_per_token
 from fmray.model.positions import patch_size, position_offset
 from fmray.objectives import Objective, setting_for
 from fmray.train.config import PretrainConfig
@@ -26,7 +25,7 @@ from fmray.train.layout import rank_file
 from fmray.train.metrics import METRICS, loss_points, read_metrics
 from fmray.train.plan import plan
 from fmray.train.state import latest_state, prune_states
-from fmray.train.worker import SUMMARY, PretrainJob, run_pretraining
+from fmray.train.worker import SUMMARY, PretrainJob, flops_of, run_pretraining
 
 LEDGER = "ledger.json"
 
@@ -175,7 +174,8 @@ def _watch(out: Out, last_step: int) -> None:
     if lines:
         speed = statistics.median(line["tokens_per_s"] for line in lines)
         losses = [line["loss"] for line in lines if line["loss"] is not None]
-        out.progress(done=lines[-1]["step"], total=last_step, **({"loss": losses[-1]} if losses else {}), tokens_per_s=speed)
+        known = {name: lines[-1][name] for name in ("mfu", "eta_s") if lines[-1].get(name) is not None}
+        out.progress(done=lines[-1]["step"], total=last_step, **({"loss": losses[-1]} if losses else {}), tokens_per_s=speed, **known)
     else:
         out.progress("starting workers")
 
@@ -221,12 +221,15 @@ def _checkpoint(
             "train/steps_s": sum(steps_s),
             "perf/tokens_per_s": statistics.median(line["tokens_per_s"] for line in lines),
             "perf/worker_peak_gb": summary["worker_peak_gb"],
+            "perf/data_wait_s": sum(line.get("data_wait_s", 0.0) for line in lines),
+            "perf/checkpoint_s": sum(line.get("checkpoint_s", 0.0) for line in lines),
         }
         | ({"train/skipped_steps": float(skipped)} if (skipped := sum("skipped" in line for line in lines)) else {})
+        | ({"perf/mfu": statistics.median(mfus)} if (mfus := [line["mfu"] for line in lines if line.get("mfu") is not None]) else {})
         # Only an attempt that took the first step itself knows how long it took to get there.
         | read
         | ({"perf/start_s": lines[0]["time"] - begun} if lines[0]["time"] > begun else {}),
-        cost=_cost(_flops(job, hf_config, n_params), tokens, device_s / 3600, previous),
+        cost=_cost(flops_of(job, hf_config, n_params), tokens, device_s / 3600, previous),
     )
 
 
@@ -240,17 +243,6 @@ def _workers_s(lines: Sequence[Mapping[str, Any]], steps_s: Sequence[float], beg
             total += (line["time"] - last) * line["num_workers"]
             last = line["time"]
     return total + (time.time() - last) * lines[-1]["num_workers"]
-
-
-def _flops(job: PretrainJob, hf_config: Mapping[str, Any], n_params: int) -> float | None:
-    """FLOPs of a trained position; None where neither the architecture nor the config of a model from outside tells."""
-    objective = job.config.objective
-    if job.model is not None and job.model.family not in ("decoder", "encoder"):
-        return job.model.flops_per_token(int(hf_config.get("vocab_size") or 0), job.positions)
-    # Without a head the table of tokens is looked up and never multiplied.
-    told = hf_config if objective.head != "encoder" else {**hf_config, "tie_word_embeddings": False}
-    once = flops_per_token(told, n_params, job.seq_len)
-    return None if once is None else once * objective.passes
 
 
 def _cost(per_token: float | None, tokens: int, device_hours: float, previous: Artifact[Checkpoint] | None) -> Cost:

@@ -1,7 +1,7 @@
 """What one training worker does: build, resume, train, save, export. It runs inside Ray Train."""
 
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,9 @@ from fmray.data.dataset import TokenDataset
 from fmray.data.ledger import LedgerWriter, next_attempt
 from fmray.data.reader import TokenReader
 from fmray.model.architectures import Architecture, padded_vocab_size
+from fmray.model.checkpoint import count_weights
 from fmray.model.export import save_model
+from fmray.model.flops import flops_per_token
 from fmray.model.positions import position_offset
 from fmray.objectives import setting_for
 from fmray.train import stopping
@@ -23,7 +25,7 @@ from fmray.train.config import PretrainConfig
 from fmray.train.deepspeed_engine import DeepSpeedEngine, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
 from fmray.train.loop import train
-from fmray.train.metrics import METRICS, MetricsLog
+from fmray.train.metrics import METRICS, Meter, MetricsLog, Waited
 from fmray.train.nonfinite import NonfiniteGuard
 from fmray.train.state import TrainState, commit_state, last_good_state, prune_states, state_folder
 from fmray.train.storage import persist
@@ -145,9 +147,7 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     cursor, attempt = _resume(job, place, engine)
     reader = TokenReader(job.dataset, "train", config.seed, config.global_batch_size)
     ledger = _ledger(job, place, attempt, engine.step, reader.n_rows) if config.ledger else None
-    tokens_per_step = config.global_batch_size * job.positions
-    log = MetricsLog(job.out / METRICS, from_step=engine.step, tokens_per_step=tokens_per_step, num_workers=place.world_size) if place.rank == 0 else None
-
+    log: MetricsLog | None = None
     hangs = next_hang(job.out / "work" / HANGS, rank=place.rank, world_size=place.world_size)
     watchdog = Watchdog(hangs, rank=place.rank, world_size=place.world_size, hang_after_s=config.hang_after_s)
 
@@ -169,7 +169,9 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     rows = row_batches(reader, config.objective, setting, cursor, rank=place.rank, world_size=place.world_size, micro_batch_size=config.rows_per_pass)
     guard = NonfiniteGuard(config.nonfinite, engine, job.out / "work" / "nonfinite", place.rank)
     with closing(rows), watchdog:
-        batches = watchdog.watched(rows if ledger is None else recorded(rows, ledger, cursor, engine.step))
+        waited = Waited(rows if ledger is None else recorded(rows, ledger, cursor, engine.step))
+        log = _log(job, place, engine, hf_config, waited.take_s) if place.rank == 0 else None
+        batches = watchdog.watched(waited)
         train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard, stop_asked=stopping.asked)
     if engine.step < job.last_step:
         raise stopping.Stopped(engine.step)
@@ -177,6 +179,24 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     if place.rank == 0:
         save_model(job.out, engine.module, weights, job.init or (job.dataset / "tokenizer" if job.vocab_size else None))
         _summarise(job, engine)
+
+
+def _log(job: PretrainJob, place: Place, engine: Engine, hf_config: Mapping[str, Any], waited_s: Callable[[], float]) -> MetricsLog:
+    config, model = job.config, job.model
+    n_params = model.count_params(int(hf_config.get("vocab_size") or 0), job.seq_len) if model is not None else count_weights(job.init) if job.init is not None else 0
+    meter = Meter(place.world_size, job.last_step, flops_of(job, hf_config, n_params), config.device, lambda: _peak_gb(engine), waited_s)
+    return MetricsLog(job.out / METRICS, from_step=engine.step, tokens_per_step=config.global_batch_size * job.positions, num_workers=place.world_size, meter=meter)
+
+
+def flops_of(job: PretrainJob, hf_config: Mapping[str, Any], n_params: int) -> float | None:
+    """FLOPs of a trained position; None where neither the architecture nor the config of a model from outside tells."""
+    objective = job.config.objective
+    if job.model is not None and job.model.family not in ("decoder", "encoder"):
+        return job.model.flops_per_token(int(hf_config.get("vocab_size") or 0), job.positions)
+    # Without a head the table of tokens is looked up and never multiplied.
+    told = hf_config if objective.head != "encoder" else {**hf_config, "tie_word_embeddings": False}
+    once = flops_per_token(told, n_params, job.seq_len)
+    return None if once is None else once * objective.passes
 
 
 def _ledger(job: PretrainJob, place: Place, attempt: int, step: int, n_rows: int) -> LedgerWriter:
@@ -217,7 +237,13 @@ def _save(job: PretrainJob, place: Place, engine: Engine, cursor: Cursor, report
 def _summarise(job: PretrainJob, engine: Engine) -> None:
     import torch
 
-    on_gpu = engine.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    device = torch.cuda.get_device_name() if on_gpu else "cpu"
-    write_json(job.out / "work" / SUMMARY, {"device": device, "worker_peak_gb": peak / 1e9})
+    device = torch.cuda.get_device_name() if engine.device.type == "cuda" else "cpu"
+    write_json(job.out / "work" / SUMMARY, {"device": device, "worker_peak_gb": _peak_gb(engine)})
+
+
+def _peak_gb(engine: Engine) -> float:
+    """The most memory that this worker has held so far, on its GPU or else as a process, in 10^9 bytes."""
+    import torch
+
+    peak = torch.cuda.max_memory_allocated() if engine.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak / 1e9

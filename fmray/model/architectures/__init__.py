@@ -4,6 +4,7 @@ import abc
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from fmray.core.config import Component
+from fmray.model.activations import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -49,3 +50,10 @@ class Architecture(Component, package="fmray.model.architectures"):
     @abc.abstractmethod
     def flops_per_token(self, vocab_size: int, seq_len: int) -> float:
         """Floating-point operations of forward and backward for one trained position in a row of `seq_len`."""
+
+    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str) -> float | None:
+        """Bytes that forward and backward of one row hold at once besides weights and gradients (see `fmray.model.activations`).
+
+        None where an architecture does not count them.
+        """
+        return None

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fmray.core.config import Config
+from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
 from fmray.model.architectures import Architecture, Family
 
 if TYPE_CHECKING:
@@ -115,6 +116,16 @@ class Decoder(Architecture):
         shape = self.shape
         n = self._matrix_params() + vocab_size * shape.hidden_size
         return 6.0 * n + 12.0 * shape.num_hidden_layers * shape.hidden_size * seq_len
+
+    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str) -> float:
+        """A layer keeps of each norm its input in float32, what it normalised and its output; q, k (turned) and v, k and v repeated for
+        every head; attention's output twice; and four times the MLP's inner width. Packed rows are masked.
+        """
+        shape = self.shape
+        width, inner = shape.hidden_size, shape.intermediate_size
+        layers = kept_bytes(shape.num_hidden_layers * (9 * width + 4 * inner) + 2 * width, (2 * shape.num_hidden_layers + 1) * width, precision)
+        scores = attention_bytes(shape.num_hidden_layers, shape.num_attention_heads, seq_len, seq_len, precision=precision, attention=attention, masked=True)
+        return seq_len * (layers + LOGIT_BYTES * vocab_size) + scores
 
     def _matrix_params(self) -> int:
         shape = self.shape

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fmray.core.config import Config
+from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
 from fmray.model.architectures import Architecture, Family
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 Size = Literal["nano", "micro", "small", "base", "large"]
 Variant = Literal["bert", "roberta", "modernbert", "esm"]
+# What a layer keeps for its backward pass, in widths and in inner widths of the MLP: inputs of norms and matrices, q, k, v, attention's
+# output twice. modernbert turns q and k and gates; esm turns them too, scales q, and has an activation of four steps.
+KEPT: dict[str, tuple[int, int]] = {"bert": (9, 2), "roberta": (9, 2), "modernbert": (11, 4), "esm": (9, 5)}
 
 
 class Shape(Config):
@@ -115,6 +119,14 @@ class Encoder(Architecture):
         shape = self.shape
         n = self._matrix_params() + vocab_size * shape.hidden_size
         return 6.0 * n + 12.0 * shape.num_hidden_layers * shape.hidden_size * seq_len
+
+    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str) -> float:
+        """What `KEPT` says of every layer, the head's dense layer and norm, and the logits. Packed rows are masked."""
+        shape = self.shape
+        widths, inners = KEPT[self.variant]
+        layers = kept_bytes(shape.num_hidden_layers * (widths * shape.hidden_size + inners * shape.intermediate_size) + 4 * shape.hidden_size, 0, precision)
+        scores = attention_bytes(shape.num_hidden_layers, shape.num_attention_heads, seq_len, seq_len, precision=precision, attention=attention, masked=True)
+        return seq_len * (layers + LOGIT_BYTES * vocab_size) + scores
 
     def _matrix_params(self) -> int:
         """Attention and MLP matrices of all layers, and the dense layer of the head."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from fmray.core.config import Config
+from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
 from fmray.model.architectures import Architecture, Family
 
 if TYPE_CHECKING:
@@ -91,6 +92,20 @@ class T5(Architecture):
         decoder = shape.num_layers * (attention + mlp + attention / 2) + vocab_size * shape.d_model
         pairs = ENCODED**2 + DECODED**2 + ENCODED * DECODED
         return 6.0 * (ENCODED * encoder + DECODED * decoder) + 12.0 * shape.num_layers * inner * seq_len * pairs
+
+    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str) -> float:
+        """As `Decoder.activation_bytes` for either half and what it reads of a row. Scores are kept with any attention, for the table of
+        relative positions is learned through them.
+        """
+        shape = self.shape
+        inner, n = shape.num_heads * shape.d_kv, shape.num_layers
+        norm, attended, mlp = 2 * shape.d_model, shape.d_model + 5 * inner, shape.d_model + 8 * shape.d_ff
+        encoder = kept_bytes(n * (2 * norm + attended + mlp), 2 * n * shape.d_model, precision)
+        decoder = kept_bytes(n * (3 * norm + 2 * attended + mlp), 3 * n * shape.d_model, precision)
+        read, written = ENCODED * seq_len, DECODED * seq_len
+        pairs = ((read, read), (written, written), (written, read))
+        scores = sum(attention_bytes(n, shape.num_heads, queries, keys, precision=precision, attention="eager", masked=True) for queries, keys in pairs)
+        return read * encoder + written * (decoder + LOGIT_BYTES * vocab_size) + scores
 
     def _layer(self) -> tuple[int, int]:
         """Parameters of one attention and of one MLP."""

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from fmray.core.config import Config
 from fmray.core.errors import ConfigError
+from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
 from fmray.model.architectures import Architecture, Family
 
 if TYPE_CHECKING:
@@ -134,6 +135,17 @@ class VitMae(Architecture):
             total += seen * (6.0 * n + 12.0 * layers * width * seen)
         # All patches are embedded before three quarters of them are dropped; no gradient flows back into pixels.
         return total / seq_len + 4.0 * values * self.shape.hidden_size
+
+    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str) -> float:
+        """A layer of either half keeps the inputs of norms and matrices, q, k and v, attention's output twice, and the MLP's inside twice."""
+        values, total = self.patch_size**2 * self._fitted[2], 0.0
+        for part, seen in (("", int(seq_len * KEPT) + 1), ("decoder_", seq_len + 1)):
+            layers, width, inner = self._half(part)
+            heads = getattr(self.shape, f"{part}num_attention_heads")
+            total += seen * kept_bytes(layers * (9 * width + 2 * inner) + 3 * width, 0, precision)
+            total += attention_bytes(layers, heads, seen, seen, precision=precision, attention=attention, masked=False)
+        # Predictions and their targets take the place of logits.
+        return total + seq_len * (LOGIT_BYTES * values + kept_bytes(self.shape.hidden_size, 0, precision))
 
     def _half(self, part: str) -> tuple[int, int, int]:
         shape = self.shape

@@ -1,0 +1,85 @@
+"""What `fmray check` says of memory, the largest micro-batch, time and price."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fmray.core.config import load_config
+from fmray.core.errors import ConfigError
+from fmray.model.architectures.decoder import Decoder
+from fmray.train.config import PretrainConfig
+from fmray.train.device import Device
+from fmray.train.plan import (
+    AUTOCAST,
+    GIB,
+    USABLE,
+    largest_micro_batch,
+    plan,
+    size,
+    state_bytes_per_param,
+    worker_bytes_per_param,
+)
+
+DATASET = {"dataset": SimpleNamespace(vocab_size=1000, seq_len=128)}
+
+
+def config(**changes):
+    fields = {"model": {"type": "decoder", "size": "nano"}, "global_batch_size": 64, "max_steps": 10, "num_workers": 2} | changes
+    return load_config(PretrainConfig, fields, "base")
+
+
+def test_activations_are_told_by_row_and_micro_batch():
+    row = Decoder().activation_bytes(1024, 128, precision="bf16", attention="sdpa")
+    assert plan(config(micro_batch_size=8), DATASET)["activations"] == f"{8 * row / 2**20:.3g} MiB a micro-batch of 8 rows ({row / 2**20:.3g} MiB a row)"
+    for changes in ({"engine": "torch", "num_workers": 1}, {"zero": {"stage": 0}}):
+        assert f"({AUTOCAST * row / 2**20:.3g} MiB a row)" in plan(config(**changes), DATASET)["activations"]
+    wide = Decoder().activation_bytes(1024, 128, precision="fp32", attention="sdpa")
+    assert wide > 1.3 * row
+    assert f"({wide / 2**20:.3g} MiB a row)" in plan(config(precision="fp32", zero={"stage": 0}), DATASET)["activations"]
+
+
+def test_sizes_have_the_unit_that_reads_best():
+    assert [size(n) for n in (2**19, 5.56 * 2**30)] == ["0.5 MiB", "5.56 GiB"]
+
+
+def test_the_largest_micro_batch_fits_and_the_next_does_not():
+    row = Decoder().activation_bytes(1024, 128, precision="bf16", attention="sdpa")
+    state = 1_967_808 * state_bytes_per_param(1, 2, "bf16")
+    memory_gb = (state + 9 * row) / USABLE / GIB
+    said = plan(config(device={"memory_gb": memory_gb}), DATASET)["largest micro-batch"]
+    # Nine rows would fit, but must divide the 32 of a worker.
+    assert said.startswith("8 of the 32 rows of a worker, in 90% of the declared ")
+    assert "largest micro-batch" not in plan(config(), DATASET)
+    said = plan(config(device={"memory_gb": state / GIB}), DATASET)["largest micro-batch"]
+    assert said.startswith("none: a row takes")
+
+
+@pytest.mark.parametrize(("rows", "row_bytes", "room", "largest"), [(32, 10, 95, 8), (32, 10, 80, 8), (32, 10, 79, 4), (30, 10, 155, 15), (7, 10, 69, 1), (7, 10, 70, 7), (4, 10, 9, 0), (4, 10, -5, 0)])
+def test_a_micro_batch_divides_the_rows(rows, row_bytes, room, largest):
+    assert largest_micro_batch(rows, row_bytes, room) == largest
+
+
+def test_offloading_takes_masters_and_moments_off_the_device():
+    kept = worker_bytes_per_param(config(zero={"stage": 2}))
+    assert kept == 2 + 14 / 2
+    assert worker_bytes_per_param(config(zero={"stage": 2, "offload_optimizer": True})) == kept - 12 / 2
+    assert worker_bytes_per_param(config(engine="torch", num_workers=1, precision="fp32")) == 16
+    assert worker_bytes_per_param(config(zero={"stage": 0})) == 16 + 2
+
+
+def test_time_and_price_follow_from_what_is_declared():
+    flops = float(plan(config(), DATASET)["FLOPs"].split()[0])
+    device = {"peak_tflops": 1e-3, "mfu": 0.4, "usd_per_hour": 3.0}
+    lines = plan(config(device=device), DATASET)
+    hours = flops / (1e9 * 0.4) / 3600
+    assert float(lines["time"].split()[0]) == pytest.approx(hours / 2, rel=0.01)
+    assert float(lines["price"].split()[0].strip("$")) == pytest.approx(3 * hours, abs=0.01)
+    assert "time" not in plan(config(device={"usd_per_hour": 3.0}), DATASET)
+    assert "price" not in plan(config(device={"peak_tflops": 1.0, "mfu": 0.5}), DATASET)
+
+
+def test_what_is_declared_is_no_part_of_the_identity_and_is_checked():
+    assert config(device={"memory_gb": 80.0}).identity() == config().identity()
+    assert Device().hours(1e20) is None
+    with pytest.raises(ConfigError, match="mfu"):
+        config(device={"mfu": 40.0})
