@@ -19,7 +19,7 @@ from fmray.core.config import load_config
 from fmray.core.errors import ConfigError, GateRefused
 from fmray.core.report import Decision
 from fmray.model.checkpoint import Checkpoint, Trial
-from fmray.tasks import task_from
+from fmray.tasks import Predictions, task_from
 from fmray.tasks.classifier import Classifier
 from fmray.train.search_config import SearchConfig, searchable
 from tests.train import tiny
@@ -109,7 +109,7 @@ class TestOneSearch:
         validation = data.splits["validation"]
         classifier = Classifier.load(artifact.path)
         predicted = classifier.logits(classifier.encode(validation.texts, classifier.tokenizer.model_max_length)).argmax(axis=1)
-        assert task.metrics(validation.labels_N, predicted, 3)["macro_f1"] == pytest.approx(best.score)
+        assert task.metrics(data.labels, validation.targets, Predictions(predicted.tolist()))["macro_f1"] == pytest.approx(best.score)
 
     def test_the_control_differs_in_its_start_alone(self, made: tuple[Artifact[Checkpoint], tiny.Watcher, str], base: Artifact[Checkpoint]) -> None:
         artifact = made[0]
