@@ -28,7 +28,7 @@ class MetricsLog:
         now = time.monotonic()
         speed = self._tokens / max(now - self._last, 1e-9)
         self._last = now
-        line = {
+        line: dict[str, Any] = {
             "step": step, "loss": stats.loss if stats.applied else None, "lr": stats.lr, "grad_norm": stats.grad_norm if stats.applied else None, "n_targets": stats.count,
             "tokens_per_s": round(speed, 1), "time": round(time.time(), 3),
         }  # fmt: skip
