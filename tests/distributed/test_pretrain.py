@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused_before_any_worker_starts(quiet, dataset, t
     with pytest.raises(ConfigError, match="global_batch_size 128 is more than the 100 rows"):
         pretrain(tmp_path / "c", dataset, global_batch_size=128)
     pictures = made.dataset(tmp_path / "pictures", [64], 16, image_shape=(4, 4, 1))
-    with pytest.raises(ConfigError, match="objective causal_lm trains on text, and .* holds images"):
+    with pytest.raises(ConfigError, match=r"objective causal_lm trains on text, and .* holds images"):
         pretrain(tmp_path / "p", pictures)
     longer = token_dataset(tmp_path / "longer", seq_len=64)
     with pytest.raises(ConfigError, match="rows of 64 positions are longer than the 32"):
