@@ -10,6 +10,7 @@ goes to them as well leaves the last state that was written in time.
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ from types import FrameType
 STOP = "stop.json"
 STOPPED = "stopped.json"
 LOOK_EVERY_S = 0.5
+SAME_S = 1.0
 
 _asked = threading.Event()
 _training = threading.Event()
@@ -76,13 +78,15 @@ def listening(folder: Path) -> Iterator[None]:
 
 
 class Termination:
-    """The driver's side: whether this process got SIGTERM while the block ran. A second one ends it at once.
+    """The driver's side: whether this process got SIGTERM while the block ran. Another one ends it at once.
+
+    What follows within `SAME_S` is the same signal: `timeout` sends it to the process and then to its group.
 
     In a thread other than the main one, where Python takes no signals, it never is.
     """
 
     def __init__(self) -> None:
-        self._got = False
+        self._got_at: float | None = None
 
     def __enter__(self) -> "Termination":
         self._listens = threading.current_thread() is threading.main_thread()
@@ -95,9 +99,10 @@ class Termination:
             signal.signal(signal.SIGTERM, self._before)
 
     def __bool__(self) -> bool:
-        return self._got
+        return self._got_at is not None
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        if self._got:
+        now = time.monotonic()
+        if self._got_at is not None and now - self._got_at > SAME_S:
             raise SystemExit(128 + number)
-        self._got = True
+        self._got_at = self._got_at or now

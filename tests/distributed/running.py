@@ -57,7 +57,7 @@ def after_steps(root: Path, steps: int, act: Callable[[], object]) -> Callable[[
                 return
             time.sleep(0.02)
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
 
     def wait() -> int:
