@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,12 +90,14 @@ def _run(function: Callable[[T], R], items: Sequence[tuple[int, T]], kept: Kept[
             dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
             done = dataset.map_batches(partial(_apply, function, kept), batch_size=1, batch_format="pyarrow")
             # Rows that are fetched ahead would keep the latest result waiting for the next one.
-            for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for data in batch["result"].to_pylist():
-                    result = pickle.loads(data)
-                    if isinstance(result, FmrayError):
-                        raise result
-                    yield result
+            batches: Any = iter(done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+            with closing(batches):
+                for batch in batches:
+                    for data in batch["result"].to_pylist():
+                        result = pickle.loads(data)
+                        if isinstance(result, FmrayError):
+                            raise result
+                        yield result
     except FmrayError:
         raise
     except Exception as error:

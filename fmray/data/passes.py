@@ -27,7 +27,7 @@ from fmray.data.near_duplicates import NearDuplicates, removed_keys
 from fmray.data.order import key
 from fmray.data.packings import Packing
 from fmray.data.shards import Selection, ShardJob, ShardPart, sample, write_shard
-from fmray.data.shares import Measured, measure, repeats, tokens_of
+from fmray.data.shares import Measured, by_bytes, joined, measure, repeats, tokens_of
 from fmray.data.sources import Share
 from fmray.data.tokenizers import TokenizerModel
 from fmray.data.watch import MB, Watch, check_documents, n_shards, readings
@@ -212,15 +212,13 @@ def _mean_repeats(passes: Passes, selection: Selection, ranges: Sequence[tuple[i
     path = out.work / "repeats.npy"
     if not path.exists():
         out.progress("measuring the mixture", done=0, total=len(ranges))
-        n_bytes: dict[int, int] = {}
-        for part in each(partial(measure, selection), ranges, Kept[Measured](out.work / "measured")):
-            for source, n in part.n_bytes.items():
-                n_bytes[source] = n_bytes.get(source, 0) + n
+        measured = joined(each(partial(measure, selection), ranges, Kept[Measured](out.work / "measured")))
         for source, name in enumerate(passes.shares):
-            if not n_bytes.get(source):
+            if not measured.n_bytes.get(source):
                 raise DataError(f"the source {name} of the mixture gives no document to the train split", where="source", todo="leave it out or check its settings")
         rates = call(_tokens_per_byte, passes, selection, ranges, out.path)
-        np.save(path, repeats(passes.weights, tokens_of(n_bytes, rates), passes.max_repeats))
+        wanted = repeats(passes.weights, tokens_of(measured.n_bytes, rates), passes.max_repeats)
+        np.save(path, [by_bytes(mean, measured.bins[source]) for source, mean in enumerate(wanted)])
     return tuple(np.load(path).tolist())
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fmray.core.artifact import Artifact, load
 from fmray.core.errors import ConfigError, DataError, ResourceError
@@ -23,7 +25,7 @@ from fmray.data.documents import (
 )
 from fmray.data.ingest import text_hashes
 from fmray.data.shards import words_in
-from fmray.data.shares import repeats
+from fmray.data.shares import BINS, by_bytes, repeats
 from fmray.data.text import document_hash, normalise
 from fmray.data.writing import block_rows
 from tests.data.corpora import columns, documents, hashes_of, prepare, topics, write_texts
@@ -77,6 +79,29 @@ def test_weights_become_shares_of_tokens(ray_session: None, halves: dict[str, An
     capped = prepare(tmp_path / "capped", mixed(halves, few=9, many=1), shard_mb=0.1, max_repeats=2)
     assert {part.name: part.repeats for part in capped.payload.parts}["few"] == pytest.approx(2.0)
     assert abs(capped.payload.parts[0].share - 0.9) < 0.03
+
+
+@given(sizes=st.lists(st.integers(1, 10**6), min_size=1, max_size=40), mean=st.floats(0, 8), seed=st.integers(0, 2**32))
+def test_a_share_of_bytes_is_met_as_nearly_as_the_documents_allow(sizes: list[int], mean: float, seed: int) -> None:
+    bins = np.zeros(BINS, np.int64)
+    places = np.random.default_rng(seed).permutation(BINS)[: len(sizes)]
+    bins[places] = sizes
+    found = by_bytes(mean, bins)
+    taken = int(found) * sum(sizes) + bins[: round(found % 1.0 * BINS)].sum()
+    assert abs(taken - mean * sum(sizes)) <= max(sizes) / 2 + 1e-6 * sum(sizes)
+
+
+def test_one_huge_document_does_not_spoil_the_shares(ray_session: None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    words = [f"w{n}" for n in range(400)]
+    texts = {
+        "many": [" ".join(rng.choice(words, 40)) for _ in range(400)] + [" ".join(rng.choice(words, 8000)) for _ in range(3)],
+        "few": [" ".join(rng.choice(words, 40)) for _ in range(700)],
+    }
+    halves = {name: {"source": {"type": "text", "path": str(write_texts(tmp_path / name, found))}} for name, found in texts.items()}
+    made = prepare(tmp_path / "corpus", mixed(halves, few=1, many=1), shard_mb=0.05)
+    shares = {part.name: part.share for part in made.payload.parts}
+    assert shares["few"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_shares_of_a_mixture() -> None:
