@@ -136,5 +136,5 @@ def _gather(values_BD: "torch.Tensor") -> "torch.Tensor":
             torch.distributed.all_reduce(total)
             return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
-    gathered: torch.Tensor = Gather.apply(values_BD)  # type: ignore[no-untyped-call]
+    gathered: torch.Tensor = Gather.apply(values_BD)
     return gathered
