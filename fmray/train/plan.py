@@ -1,5 +1,6 @@
 """What `fmray check` says of a pretraining before anything runs: batch, parameters, memory, the micro-batch that fits, time and price."""
 
+import math
 from collections.abc import Mapping
 
 from fmray.core.config import Config
@@ -76,7 +77,8 @@ def memory_lines(config: PretrainConfig, model: Architecture, n_params: int, voc
     if config.device.memory_gb is None:
         return lines
     room = USABLE * config.device.memory_gb * GIB - n_params * worker_bytes_per_param(config)
-    rows = config.global_batch_size // workers
+    # Whatever number of workers there is, the micro-batch must divide its rows.
+    rows = math.gcd(*(config.global_batch_size // n for n in config.num_workers.counts))
     largest = largest_micro_batch(rows, row, room)
     declared = f"{USABLE:.0%} of the declared {config.device.memory_gb:g} GiB"
     if largest:

@@ -58,7 +58,7 @@ def test_a_storage_that_stays_full_is_told_in_one_line_and_the_last_state_stands
     monkeypatch.setattr(storage, "WAITS_S", (0.05, 0.05))
     running = engine(CASE, 1)
     good = save(running, tmp_path, 10)
-    with full(), pytest.raises(RunError, match=r"step-000000020/engine.pt: cannot be written, in 3 attempts over 0.1 s \(.*; make room") as error:
+    with full(), pytest.raises(RunError, match=r"step-000000020/rank-00000.safetensors: cannot be written, in 3 attempts over 0.1 s \(.*; make room") as error:
         save(running, tmp_path, 20)
     assert "\n" not in str(error.value)
     assert error.value.exit_code == 1
