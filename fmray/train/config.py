@@ -71,6 +71,7 @@ class PretrainConfig(Config):
         max_failures: how often the workers are started again after one died.
         wait_s: how long to wait for the cluster to have the workers' resources.
         hang_after_s: a step that takes longer than this, and than ten median ones, is taken for a hang: stacks are kept and all starts again.
+            With `compile`, leave room for a late compilation where shapes change.
         nonfinite: whether a loss that is no number stops the run, or how many such updates may be skipped.
         device: what is declared of a worker's device, for plan and MFU.
         ledger: whether every worker puts down which rows it read, and the record then proves that each was read once an epoch.

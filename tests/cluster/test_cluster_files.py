@@ -122,7 +122,7 @@ def demand(experiment: Experiment) -> dict[str, float]:
     gpus: dict[str, float] = {}
     for name, step in experiment.steps.items():
         config = step.config
-        workers = getattr(config, "num_workers", 1) if getattr(config, "use_gpu", False) else 0
+        workers = config.num_workers.max if getattr(config, "use_gpu", False) else 0
         replicas = getattr(config, "num_replicas", 1) * len(step.references) / 2 if step.spec.name == "deploy" else 1
         gpus[name] = workers + replicas * getattr(config, "num_gpus", 0)
     return gpus

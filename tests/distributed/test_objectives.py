@@ -45,6 +45,7 @@ def images(tmp_path_factory):
     return artifact
 
 
+@pytest.mark.slow
 def test_a_masked_language_model_learns_is_measured_and_becomes_a_classifier(text, tmp_path):
     objective = {"type": "masked_lm", "share": 0.2}
     artifact = pretrain(tmp_path / "base", text, model=ENCODER, objective=objective, max_steps=60, optim={"lr": 5e-3, "warmup_steps": 5})
@@ -84,6 +85,7 @@ def test_an_image_autoencoder_learns_and_beats_the_mean_image(images, tmp_path):
     assert "eval/accuracy" not in found
 
 
+@pytest.mark.slow
 def test_document_denoising_learns_and_writes_what_was_hidden(lone, tmp_path):
     model = {"type": "bart", "num_layers": 2, "d_model": 64, "num_heads": 2, "ffn_dim": 128}
     artifact = pretrain(tmp_path / "base", lone, model=model, objective={"type": "denoising"}, max_steps=60, optim={"lr": 5e-3, "warmup_steps": 5})
@@ -98,6 +100,7 @@ def test_document_denoising_learns_and_writes_what_was_hidden(lone, tmp_path):
     assert found["eval/loss"].upper < found["eval/unigram_loss"].value < found["eval/loss"].control
 
 
+@pytest.mark.slow
 def test_an_encoder_that_read_words_learns_to_tell_texts_apart(lone, tmp_path):
     words = pretrain(tmp_path / "words", lone, model=ENCODER, objective={"type": "masked_lm"}, max_steps=10)
     artifact = pretrain(tmp_path / "base", lone, init=words, model=None, objective={"type": "contrastive"}, max_steps=40, optim={"lr": 1e-3, "warmup_steps": 5})

@@ -100,5 +100,5 @@ def test_padding_contributes_nothing(case: Case) -> None:
 
 
 def test_every_objective_is_here(case: Case) -> None:
-    assert {type(c.objective) for c in CASES} | set(ELSEWHERE) == set(Objective.members().values())
+    assert {type(c.objective) for c in CASES} | set(ELSEWHERE) == {found for found in Objective.members().values() if found.__module__.startswith("fmray.")}
     assert SIZE == 80

@@ -143,6 +143,7 @@ def scores(artifact: Artifact[Checkpoint]) -> list[tuple[Any, ...]]:
     return [(t.trial_id, t.config, t.status, t.history) for t in artifact.payload.trials]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_how_many_run_at_a_time_changes_nothing(base: Artifact[Checkpoint], decision: Artifact[Decision], path: Path, tmp_path: Path) -> None:
     config = config_of(path, epochs=2, num_trials=3, scheduler={"type": "fifo"})

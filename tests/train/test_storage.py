@@ -31,7 +31,8 @@ def full():
 def save(running, root, step):
     folder = state_folder(root, step)
     folder.mkdir(parents=True)
-    running.step = step
+    # Steps that were all skipped leave an optimizer without moments.
+    running.step = running.skipped = step
     running.save(folder)
     commit_state(folder, TrainState(step=step, cursor=Cursor(), engine="torch fp32", world_size=1))
     return folder
