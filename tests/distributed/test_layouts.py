@@ -1,10 +1,6 @@
-"""A run goes on on other workers than those that it began on, by hand and by itself: the same losses, and every row once."""
+"""A run goes on on other workers than those that it began on: the same losses, and every row once."""
 
 import json
-import os
-import subprocess
-import sys
-from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -15,8 +11,8 @@ from fmray.train.state import latest_state
 from tests.distributed.running import curve, kill_a_worker_after, pretrain
 from tests.train.dataset import token_dataset
 
-# Of losses of one layout against another, after forty steps in bf16 and after three hundred in float32.
-BF16_APART, FP32_APART = 0.03, 0.01
+# Of losses of one layout against another, after forty steps in bf16.
+BF16_APART = 0.03
 
 
 def apart(a: Path, b: Path) -> float:
@@ -41,17 +37,3 @@ def test_a_run_of_two_workers_goes_on_on_one_and_then_on_four(ray_session, tmp_p
     assert (proof["n_read"], proof["world_sizes"]) == (320, [2, 1, 4])
     assert artifact.payload.step == 40
     assert apart(root, quiet) < BF16_APART
-
-
-@pytest.mark.slow
-def test_a_range_of_workers_follows_a_cluster_that_grows_and_shrinks(tmp_path):
-    root = Path(__file__).parents[2]
-    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-m", "tests.distributed.elastic", str(tmp_path)], cwd=root, env=env, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    seen = json.loads((tmp_path / "seen.json").read_text())
-    assert [workers for workers, _ in groupby(seen)] == [1, 2, 1]
-    proof = json.loads((tmp_path / "base" / LEDGER).read_text())
-    assert proof["proven"], proof
-    assert proof["n_read"] == 8 * len(seen)
-    assert apart(tmp_path / "base", tmp_path / "quiet") < FP32_APART
