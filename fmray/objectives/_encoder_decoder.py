@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fmray.model.target_loss import IGNORED, target_loss
 from fmray.objectives import Batch, Forward, LossParts, Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORED = -100
 Ints = NDArray[np.int64]
 
 
@@ -49,11 +49,8 @@ def count_targets(batch: Batch) -> int:
 
 def cross_entropy(model: Forward, batch: Batch) -> LossParts:
     """Summed cross-entropy of the targets in nats, in float32 whatever the model computes in."""
-    import torch.nn.functional as F
-
-    logits_BUV = model(
-        input_ids=batch["input_ids_BT"], attention_mask=batch["attention_mask_BT"], decoder_input_ids=batch["decoder_input_ids_BT"], use_cache=False
-    ).logits
     labels_BU = batch["labels_BT"]
-    total = F.cross_entropy(logits_BUV.float().flatten(0, 1), labels_BU.flatten(), ignore_index=IGNORED, reduction="sum")
+    total = target_loss(
+        model, labels_BU, input_ids=batch["input_ids_BT"], attention_mask=batch["attention_mask_BT"], decoder_input_ids=batch["decoder_input_ids_BT"], use_cache=False
+    )  # fmt: skip
     return LossParts(total, (labels_BU != IGNORED).sum())

@@ -10,12 +10,11 @@ from fmray.core.errors import ConfigError
 from fmray.data.vocabulary import Vocabulary
 from fmray.model.architectures import Family
 from fmray.model.checkpoint import Head
+from fmray.model.target_loss import IGNORED, target_loss
 from fmray.objectives import ALONE, Batch, Forward, LossParts, Objective, Rows, Setting, row_generators
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-IGNORED = -100
 
 
 class MaskedLM(Objective):
@@ -104,11 +103,8 @@ class MaskedLM(Objective):
 
     def loss(self, model: Forward, batch: Batch) -> LossParts:
         """Summed cross-entropy in nats, in float32 whatever the model computes in."""
-        import torch.nn.functional as F
-
-        logits_BTV = model(input_ids=batch["input_ids_BT"], position_ids=batch["position_ids_BT"], attention_mask=_mask(batch)).logits
         labels_BT = batch["labels_BT"]
-        total = F.cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+        total = target_loss(model, labels_BT, input_ids=batch["input_ids_BT"], position_ids=batch["position_ids_BT"], attention_mask=_mask(batch))
         return LossParts(total, (labels_BT != IGNORED).sum())
 
 

@@ -64,8 +64,10 @@ class PretrainConfig(Config):
         global_batch_size: rows of one optimizer step, over all workers.
         num_workers: a number, or `{min: , max: }` for as many as the cluster has room for; each of these numbers must divide the batch.
         max_steps: optimizer steps of this run; `epochs` may stand instead. A round that a gate sent back trains as many more.
-        attention: transformers' attention implementation.
+        attention: transformers' attention implementation; `auto` is the fastest whose masks were found right for rows of several documents: sdpa.
         deepspeed: merged last into the DeepSpeed config.
+        fused_loss: whether the loss is taken inside of the output head, a few positions at a time, where the model allows it.
+        activation_checkpointing: whether layers keep their inputs alone and compute the rest again on the way back.
         micro_batch_size: rows of one forward pass on one worker; all of a worker's rows when left out.
         keep_checkpoints: states to resume from that are kept while it runs.
         max_failures: how often the workers are started again after one died.
@@ -85,13 +87,15 @@ class PretrainConfig(Config):
     epochs: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Precision = "bf16"
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
     compile: bool = False
     deepspeed: dict[str, Any] = {}
     engine: Literal["deepspeed", "torch"] = runtime("deepspeed")
     num_workers: Workers = runtime(Workers(min=2, max=2))
     use_gpu: bool = runtime(False)
     cpus_per_worker: int = runtime(1, ge=1)
+    fused_loss: bool = runtime(True)
+    activation_checkpointing: bool = runtime(False)
     zero: Zero = runtime(Zero())
     micro_batch_size: int | None = runtime(None, ge=1)
     checkpoint_every_steps: int = runtime(200, ge=1)
@@ -138,6 +142,11 @@ class PretrainConfig(Config):
     def with_workers(self, count: int) -> Self:
         """The same on `count` workers, one of the numbers that `num_workers` may come to."""
         return self.model_copy(update={"num_workers": Workers(min=count, max=count)})
+
+    @property
+    def attention_used(self) -> Literal["sdpa", "eager"]:
+        """The attention that `auto` comes to, or what is asked for."""
+        return "sdpa" if self.attention == "auto" else self.attention
 
     @property
     def rows_per_pass(self) -> int:

@@ -24,15 +24,21 @@ OWN_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accu
 
 
 class Zero(Config):
-    """What is sharded over the workers: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
+    """What is sharded over the workers: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights.
+
+    Offloaded, a worker's shard of the optimizer state (stages 1 to 3) or of the weights (3) lies in its host's memory.
+    """
 
     stage: Literal[0, 1, 2, 3] = 1
     offload_optimizer: bool = False
+    offload_parameters: bool = False
 
     @model_validator(mode="after")
     def _offload_needs_shards(self) -> Self:
         if self.offload_optimizer and self.stage == 0:
             raise ValueError("offload_optimizer needs stage 1, 2 or 3")
+        if self.offload_parameters and self.stage != 3:
+            raise ValueError(f"offload_parameters needs stage 3, which shards the weights, not stage {self.stage}")
         return self
 
 
@@ -54,6 +60,8 @@ def deepspeed_config(
     sharding: dict[str, Any] = {"stage": zero.stage}
     if zero.offload_optimizer:
         sharding["offload_optimizer"] = {"device": "cpu"}
+    if zero.offload_parameters:
+        sharding["offload_param"] = {"device": "cpu"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": grad_accum_steps,

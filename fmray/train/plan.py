@@ -69,7 +69,7 @@ def memory_lines(config: PretrainConfig, model: Architecture, n_params: int, voc
     workers = config.num_workers.min
     sizes = [n_params * state_bytes_per_param(stage, workers, config.precision) / GIB for stage in range(4)]
     lines = {"memory a worker": ", ".join(f"stage {stage}: {size:.3g} GiB" for stage, size in enumerate(sizes)) + " (weights, gradients, optimizer; activations on top)"}
-    row = model.activation_bytes(vocab_size, seq_len, precision=config.precision, attention=config.attention)
+    row = model.activation_bytes(vocab_size, seq_len, precision=config.precision, attention=config.attention_used)
     if row is None:
         return lines | {"activations": f"not known: {model.type} does not count them"}  # type: ignore[attr-defined]
     row *= AUTOCAST if is_autocast(config) else 1

@@ -93,6 +93,8 @@ def _job(
     try:
         model = config.model.fit(data.image_shape) if config.model is not None else None
         objective.check(setting_for(dataset.path, data, {}, config.seed), data.seq_len)
+        if model is not None:
+            model.check(data.seq_len)
     except ConfigError as error:
         raise ConfigError(error.what, where=f"{out.name}.{error.where}", todo=error.todo) from None
     _check_rows(config, dataset, read_hf_config(init.path) if init is not None else None, out.name)

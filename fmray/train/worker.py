@@ -24,6 +24,7 @@ from fmray.train.batches import recorded, row_batches
 from fmray.train.config import PretrainConfig
 from fmray.train.deepspeed_engine import DeepSpeedEngine, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
+from fmray.train.equip import equip
 from fmray.train.loop import train
 from fmray.train.metrics import METRICS, Meter, MetricsLog, Waited
 from fmray.train.nonfinite import NonfiniteGuard
@@ -94,7 +95,7 @@ def build_model(job: PretrainJob) -> "PreTrainedModel":
             # Before the model is built: dropout is part of its modules.
             config.objective.configure(begun_with)
             model: PreTrainedModel = auto.from_pretrained(
-                job.init, config=begun_with, dtype=torch.float32, attn_implementation=config.attention, local_files_only=True, use_safetensors=True
+                job.init, config=begun_with, dtype=torch.float32, attn_implementation=config.attention_used, local_files_only=True, use_safetensors=True
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"cannot be opened ({str(error).splitlines()[0]})", where=str(job.init)) from error
@@ -106,7 +107,7 @@ def build_model(job: PretrainJob) -> "PreTrainedModel":
     if offset := position_offset(hf_config.to_dict()):
         hf_config.max_position_embeddings += offset
     config.objective.configure(hf_config)
-    fresh: PreTrainedModel = auto.from_config(hf_config, attn_implementation=config.attention)
+    fresh: PreTrainedModel = auto.from_config(hf_config, attn_implementation=config.attention_used)
     return fresh
 
 
@@ -117,7 +118,7 @@ def build_engine(job: PretrainJob, place: Place) -> Engine:
     def lr_at(step: int) -> float:
         return config.optim.lr_at(step - job.first_step, steps)
 
-    model = build_model(job)
+    model = equip(build_model(job), fused_loss=config.fused_loss, activation_checkpointing=config.activation_checkpointing)
     if config.engine == "torch":
         return TorchEngine(model, config.optim, lr_at, precision=config.precision, device="cuda" if config.use_gpu else "cpu", compile=config.compile)
     prepare_process(local_world_size=place.local_world_size, use_gpu=config.use_gpu)

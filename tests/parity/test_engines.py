@@ -18,6 +18,9 @@ TWO = [
     *(Case(f"bf16-{s}-accumulated", stage=s, precision="bf16", micro_batch_size=2, steps=10) for s in (1, 2)),
     *(Case(f"{p}-{s}-resumed", stage=s, precision=p, resume_at=7, steps=14) for p in ("fp32", "bf16") for s in STAGES),
     Case("fp32-2-offloaded", stage=2, offload=True, steps=10),
+    Case("fp32-3-offloaded", stage=3, offload=True, offload_parameters=True, steps=10),
+    *(Case(f"fp32-{s}-table", stage=s, fused=False, steps=10) for s in (1, 3)),
+    *(Case(f"fp32-{s}-recomputed", stage=s, checkpointed=True, steps=10) for s in (1, 3)),
     Case("fp32-1-overridden", steps=10, overrides={"zero_optimization": {"reduce_bucket_size": 5000}}),
 ]
 ONE = [
@@ -104,7 +107,15 @@ def test_plain_torch_accumulates_and_resumes_exactly(one):
 
 def test_offload_and_overrides_change_nothing(two):
     assert apart(two["fp32-2"], two["fp32-2-offloaded"]) < 1e-4
+    assert apart(two["fp32-3"], two["fp32-3-offloaded"]) < 1e-4
     assert apart(two["fp32-1"], two["fp32-1-overridden"]) < 1e-4
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("how", ["table", "recomputed"])
+def test_how_loss_and_activations_are_computed_changes_nothing(two, stage, how):
+    assert apart(two[f"fp32-{stage}"], two[f"fp32-{stage}-{how}"]) < 1e-5
+    assert apart(two[f"fp32-{stage}"], two[f"fp32-{stage}-{how}"], "norms") < 1e-4
 
 
 @pytest.mark.parametrize("name", [f"{p}-{s}" for p in ("fp32", "bf16") for s in STAGES])

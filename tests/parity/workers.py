@@ -15,6 +15,7 @@ from fmray.model.architectures.decoder import Decoder
 from fmray.objectives.causal_lm import CausalLM
 from fmray.train.deepspeed_engine import DeepSpeedEngine, Zero, deepspeed_config, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
+from fmray.train.equip import equip
 from fmray.train.loop import Step, train
 from fmray.train.optim import Optim
 from tests.train.rows import VOCAB, packed_rows
@@ -43,17 +44,20 @@ class Case:
     save: bool = False
     gpt2: bool = False
     offload: bool = False
+    offload_parameters: bool = False
+    fused: bool = True
+    checkpointed: bool = False
     compile: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-def model(*, gpt2: bool = False) -> Any:
+def model(*, gpt2: bool = False, fused: bool = True, checkpointed: bool = False) -> Any:
     """The same random model in every process, with tied embeddings; or a GPT-2, most of whose parameters are vectors that do not decay."""
     from transformers import AutoModelForCausalLM, GPT2Config
 
     torch.manual_seed(0)
     small = GPT2Config(vocab_size=VOCAB, n_positions=SEQ_LEN, n_embd=48, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2)
-    return AutoModelForCausalLM.from_config(small if gpt2 else SHAPE.hf_config(VOCAB, SEQ_LEN))
+    return equip(AutoModelForCausalLM.from_config(small if gpt2 else SHAPE.hf_config(VOCAB, SEQ_LEN)), fused_loss=fused, activation_checkpointing=checkpointed)
 
 
 def engine(case: Case, world_size: int) -> Engine:
@@ -62,13 +66,14 @@ def engine(case: Case, world_size: int) -> Engine:
     def lr_at(step: int) -> float:
         return OPTIM.lr_at(step, HORIZON)
 
+    network = model(gpt2=case.gpt2, fused=case.fused, checkpointed=case.checkpointed)
     if case.engine == "torch":
-        return TorchEngine(model(gpt2=case.gpt2), OPTIM, lr_at, precision=case.precision, compile=case.compile)
+        return TorchEngine(network, OPTIM, lr_at, precision=case.precision, compile=case.compile)
     config = deepspeed_config(
-        OPTIM, precision=case.precision, zero=Zero(stage=case.stage, offload_optimizer=case.offload), micro_batch_size=case.micro_batch_size,
+        OPTIM, precision=case.precision, zero=Zero(stage=case.stage, offload_optimizer=case.offload, offload_parameters=case.offload_parameters), micro_batch_size=case.micro_batch_size,
         grad_accum_steps=GLOBAL_BATCH // world_size // case.micro_batch_size, overrides=case.overrides,
     )  # fmt: skip
-    return DeepSpeedEngine(model(gpt2=case.gpt2), OPTIM, lr_at, config=config, compile=case.compile)
+    return DeepSpeedEngine(network, OPTIM, lr_at, config=config, compile=case.compile)
 
 
 def batches(case: Case, rank: int, world_size: int, start: int) -> Iterator[Step]:

@@ -35,6 +35,13 @@ class Architecture(Component, package="fmray.model.architectures"):
         """The same architecture for images of (height, width, channels); itself, where it reads text."""
         return self
 
+    def check(self, seq_len: int) -> None:
+        """Refuses rows that are longer than it could ever read; called before any worker starts.
+
+        Raises:
+            ConfigError: it has fewer positions.
+        """
+
     def positions(self, seq_len: int) -> int:
         """Positions of a row: its tokens, or the patches of its image."""
         return seq_len

@@ -1,0 +1,15 @@
+"""How a model's passes are carried out, which changes none of its weights and nothing that it computes but rounding."""
+
+from typing import Any
+
+from fmray.model.target_loss import can_fuse, fuse_head
+
+
+def equip(model: Any, *, fused_loss: bool, activation_checkpointing: bool) -> Any:
+    """The same model, told to take the loss inside of its output head where it can, or to compute activations again instead of keeping them."""
+    if activation_checkpointing:
+        # Reentrant recomputing would run without the hooks by which ZeRO stage 3 brings weights in.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if fused_loss and can_fuse(model):
+        fuse_head(model)
+    return model
