@@ -34,6 +34,7 @@ def plan(config: EvaluateConfig, upstream: Mapping[str, Config]) -> dict[str, st
 
 @stage("evaluate", version=1, recompute=True, plan=plan)
 def evaluate(config: EvaluateConfig, checkpoint: Artifact[Checkpoint], out: Out, dataset: Artifact[TokenDataset] | None = None) -> Report:
-    """Measures a checkpoint by its head and reports the figures about it."""
-    metrics, examples = MEASURES[checkpoint.payload.head](config, checkpoint, out, dataset)
+    """Measures a checkpoint on its task where it was tuned for one, else by its head, and reports the figures about it."""
+    measure = MEASURES[checkpoint.payload.head] if checkpoint.payload.task is None else evaluate_downstream
+    metrics, examples = measure(config, checkpoint, out, dataset)
     return Report(subject=checkpoint.fingerprint, metrics=tuple(metrics), examples=examples)

@@ -89,7 +89,7 @@ def predict(path: Path, task: Task, data: TaskData, batch_size: int, split: str 
     opened = Classifier.load(path, head=task.head)
     examples = data.splits[split]
     rows = task.encode(opened.tokenizer, examples, opened.tokenizer.model_max_length, len(data.labels))
-    return task.predict(opened.outputs(rows, batch_size), rows, examples)
+    return task.predict(task.outputs(opened, rows, batch_size), rows, examples)
 
 
 def _seen(texts: Sequence[str], hashes: Path | None) -> NDArray[np.float64] | None:

@@ -5,7 +5,7 @@ Shapes: N examples, B rows (a long example may take several), T positions, K lab
 
 import abc
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +17,7 @@ from fmray.core.artifact import fingerprint, write_json
 from fmray.core.config import Component, Config, load_config
 from fmray.core.errors import DataError
 from fmray.model.checkpoint import Head
-from fmray.tasks.classifier import Outputs, Rows
+from fmray.tasks.classifier import Classifier, Outputs, Rows, inputs_of, logits_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,9 @@ class Split:
 def _as_text(one: Any) -> str:
     if isinstance(one, str):
         return one
-    return " ".join(one.values() if isinstance(one, Mapping) else one)
+    # Of a turn of a conversation its words, and not who speaks.
+    parts = [value for name, value in one.items() if name != "role"] if isinstance(one, Mapping) else one
+    return " ".join(_as_text(part) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,14 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a system says of each example, in the form of the targets, and how sure it is of it where it can tell: [N] in 0 to 1."""
+    """What a system says of each example, in the form of the targets, and how sure it is of it where it can tell: [N] in 0 to 1.
+
+    `losses_N2` is, of a model of text, the summed loss (nats) of each example's target and the number of its tokens.
+    """
 
     values: Sequence[Any]
     confidence_N: NDArray[np.float64] | None = None
+    losses_N2: NDArray[np.float64] | None = None
 
 
 class Task(Component, package="fmray.tasks"):
@@ -159,17 +165,33 @@ class Task(Component, package="fmray.tasks"):
         the targets in columns of the task's own; `example_B`, the number of the example that each row comes from.
         """
 
+    def of_epoch(self, rows: Rows, seed: int, epoch: int) -> Rows:
+        """The rows as an epoch of training reads them; a task that draws something anew in each epoch draws it here, from both numbers."""
+        return rows
+
+    def forward(self, model: Callable[..., Any], batch: Mapping[str, "Tensor"], hf_config: Any) -> "tuple[Tensor, ...]":
+        """What `loss_sum` reads of the model for a batch: by default its logits.
+
+        Args:
+            hf_config: the model's Hugging Face config.
+        """
+        return logits_of(model(**inputs_of(batch)), self.head)
+
+    def outputs(self, opened: Classifier, rows: Rows, batch_size: int = 64) -> Outputs:
+        """What `predict` reads of a model for rows: arrays [B, ...], by default its logits."""
+        return opened.outputs(rows, batch_size)
+
     @abc.abstractmethod
     def n_targets(self, batch: Mapping[str, "Tensor"]) -> int:
         """How many targets the loss of a batch is a sum over."""
 
     @abc.abstractmethod
     def loss_sum(self, outputs: "tuple[Tensor, ...]", batch: Mapping[str, "Tensor"], weights_K: "Tensor | None") -> "Tensor":
-        """The summed loss over the targets of a batch, in float32; `weights_K` weighs each label's targets."""
+        """The summed loss over the targets of a batch, in float32, from what `forward` gave; `weights_K` weighs each label's targets."""
 
     @abc.abstractmethod
     def predict(self, outputs: Outputs, rows: Rows, split: Split) -> Predictions:
-        """What the model's outputs [B, ...] for the rows of `split` say of its examples."""
+        """What `outputs` of the rows of `split` say of its examples."""
 
     @abc.abstractmethod
     def figures(self, labels: Sequence[str], targets: Sequence[Any], predictions: Predictions, weights_RN: Weights) -> dict[str, NDArray[np.float64]]:

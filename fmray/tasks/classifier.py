@@ -5,7 +5,7 @@ Shapes: B rows, T positions, K labels.
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,10 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmray.core.errors import ArtifactError, ConfigError
-from fmray.model.checkpoint import Head, read_hf_config
+from fmray.model.checkpoint import Head
+from fmray.tasks.starting import (
+    SAFELY,
+    frame_as_in_pretraining,
+    head_class,
+    open_model,
+    require_body,
+    require_fit,
+    spelled,
+)
 
 Rows = dict[str, NDArray[Any]]
-Outputs = tuple[NDArray[np.float32], ...]
+Outputs = tuple[NDArray[Any], ...]
 Method = Literal["full", "frozen", "lora"]
 
 LONGEST = 512
@@ -26,11 +35,17 @@ AUTO_CLASSES: dict[Head, str] = {
     "sequence_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
     "question_answering": "AutoModelForQuestionAnswering",
+    "causal_lm": "AutoModelForCausalLM",
+    "seq2seq_lm": "AutoModelForSeq2SeqLM",
+    "masked_lm": "AutoModelForMaskedLM",
+    "encoder": "AutoModel",
 }
+LABELLED: tuple[Head, ...] = ("sequence_classification", "token_classification")
+"""Heads of tasks that have labels."""
+FRESH: tuple[Head, ...] = (*LABELLED, "question_answering")
+"""Heads that no pretrained model brings along; the others are weights of the model itself."""
 INPUTS = {"input_ids_BT": "input_ids", "attention_mask_BT": "attention_mask", "token_type_ids_BT": "token_type_ids"}
 """Columns of rows, and the model's own names for them."""
-POSITIONAL = ("token_classification", "question_answering")
-_SAFELY = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 
 
 class LoraShape(Protocol):
@@ -73,12 +88,12 @@ class Classifier:
         Raises:
             ArtifactError: it is no model directory, or it has not this head.
         """
-        config, tokenizer = _open(path)
-        auto = AUTO_CLASSES[head]
-        if not any(name.endswith(auto.removeprefix("AutoModel")) for name in config.architectures or ()):
+        config, tokenizer = open_model(path)
+        auto = _auto(AUTO_CLASSES[head])
+        if getattr(head_class(config, auto, head), "__name__", None) not in (config.architectures or ()):
             raise ArtifactError(f"has no {spelled(head)} head", where=str(path), todo="give a checkpoint that finetune or search made")
         with _quiet():
-            model = _auto(auto).from_pretrained(path, dtype=_float32(), **_SAFELY)
+            model = auto.from_pretrained(path, dtype=_float32(), **SAFELY)
         return cls(model.to(_device(device)).eval(), tokenizer, head)
 
     @classmethod
@@ -98,13 +113,15 @@ class Classifier:
         """
         import torch
 
-        config, tokenizer = _open(path)
+        config, tokenizer = open_model(path)
         # What was tuned is asked as its own tokenizer frames a text; what starts here is framed as it was pretrained.
-        _frame_as_in_pretraining(tokenizer)
+        # What a decoder is to write on must not end, so there tasks put the tokens around a text themselves.
+        if head != "causal_lm":
+            frame_as_in_pretraining(tokenizer)
         auto = _auto(AUTO_CLASSES[head])
-        if type(config) not in auto._model_mapping:
+        if head_class(config, auto, head) is None:
             raise ArtifactError(f"the architecture '{config.model_type}' has no {spelled(head)} head", where=str(path), todo="give a model of another architecture")
-        _require_fit(config, tokenizer, path)
+        require_fit(config, tokenizer, path)
         if labels:
             config.num_labels = len(labels)
             config.id2label = dict(enumerate(labels))
@@ -118,8 +135,8 @@ class Classifier:
             if from_scratch:
                 model = auto.from_config(config, dtype=_float32())
             else:
-                model, told = auto.from_pretrained(path, config=config, dtype=_float32(), output_loading_info=True, **_SAFELY)
-                _require_body(model, set(told["missing_keys"]), path)
+                model, told = auto.from_pretrained(path, config=config, dtype=_float32(), output_loading_info=True, **SAFELY)
+                require_body(model, set(told["missing_keys"]), path)
         return cls(model.to(_device(device)), tokenizer, head)
 
     def train_only(self, method: Method, lora: "LoraShape") -> None:
@@ -132,7 +149,8 @@ class Classifier:
         if method == "full":
             return
         body = self.model.base_model
-        fresh = [name for name, child in self.model.named_children() if child is not body and any(True for _ in child.parameters())]
+        children = self.model.named_children() if self.head in FRESH else ()
+        fresh = [name for name, child in children if child is not body and any(True for _ in child.parameters())]
         if method == "frozen":
             for parameter in body.parameters():
                 parameter.requires_grad_(False)
@@ -142,7 +160,7 @@ class Classifier:
         except ImportError:
             raise ConfigError("method lora needs peft", where="method", todo="pip install 'fmray[lora]'") from None
         self.model = get_peft_model(self.model, LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", exclude_modules=fresh, modules_to_save=fresh
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules="all-linear", exclude_modules=fresh or None, modules_to_save=fresh or None,
         ))
 
     def longest(self, max_length: int | None) -> int:
@@ -172,32 +190,34 @@ class Classifier:
         Returns:
             By head: [B, K]; [B, T, K]; or, of a question, the starts [B, T] and the ends [B, T]. Padding has the lowest float32.
         """
+        given = {name: rows[name] for name in INPUTS if name in rows}
+
+        def compute(batch: Mapping[str, Any]) -> list[Any]:
+            return [logits.float() for logits in logits_of(self.model(**inputs_of(batch)), self.head)]
+
+        return self.each(given, batch_size, compute, fill=np.finfo(np.float32).min)
+
+    def each(self, rows: Rows, batch_size: int, compute: Callable[[Mapping[str, Any]], Sequence[Any]], *, fill: float) -> Outputs:
+        """What `compute` says of batches of rows of similar length, put together in the order of the rows.
+
+        Args:
+            compute: is given the columns of a batch on the model's device, without dropout and gradients, and gives tensors or arrays
+                [B, ...]; where they are narrower than those of another batch they are filled up with `fill`.
+        """
         import torch
 
-        lengths_B = rows["attention_mask_BT"].sum(axis=1)
-        order_B = np.argsort(lengths_B, kind="stable")
-        found: list[NDArray[np.float32]] = []
+        order_B = np.argsort(rows["attention_mask_BT"].sum(axis=1), kind="stable")
+        found: list[list[NDArray[Any]]] = []
         was_training = self.model.training
         self.model.eval()
         with torch.inference_mode():
             for start in range(0, len(order_B), batch_size):
                 picked = order_B[start : start + batch_size]
-                batch = trim({name: rows[name][picked] for name in INPUTS if name in rows})
-                given = {INPUTS[name]: torch.from_numpy(column).to(self.model.device) for name, column in batch.items()}
-                parts = [logits.float().cpu().numpy() for logits in logits_of(self.model(**given), self.head)]
-                if not found:
-                    found = [np.full(self._shape(rows, part), np.finfo(np.float32).min, np.float32) for part in parts]
-                for whole, part in zip(found, parts, strict=True):
-                    if self.head in POSITIONAL:
-                        whole[picked, : part.shape[1]] = part
-                    else:
-                        whole[picked] = part
+                batch = trim({name: column[picked] for name, column in rows.items()})
+                given = {name: torch.from_numpy(np.ascontiguousarray(column)).to(self.model.device) for name, column in batch.items()}
+                found.append([part if isinstance(part, np.ndarray) else part.cpu().numpy() for part in compute(given)])
         self.model.train(was_training)
-        return tuple(found)
-
-    def _shape(self, rows: Rows, part: NDArray[np.float32]) -> tuple[int, ...]:
-        n_rows, width = rows["input_ids_BT"].shape
-        return (n_rows, width, *part.shape[2:]) if self.head in POSITIONAL else (n_rows, *part.shape[1:])
+        return tuple(_together(parts, order_B, fill) for parts in zip(*found, strict=True))
 
     def save(self, folder: Path) -> None:
         """Writes a Hugging Face directory: config with id2label, safetensors with adapters merged in, tokenizer."""
@@ -229,15 +249,34 @@ def model_inputs(encoded: Mapping[str, Any], pairs: bool) -> Rows:
     return {f"{name}_BT": np.asarray(encoded[name]).astype(np.int64) for name in names}
 
 
+def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a batch that a model reads, under its own names."""
+    return {INPUTS[name]: batch[name] for name in INPUTS if name in batch}
+
+
 def logits_of(output: Any, head: Head) -> tuple[Any, ...]:
     """The logits of a model's output, by its head."""
     return (output.start_logits, output.end_logits) if head == "question_answering" else (output.logits,)
 
 
 def trim(rows: Rows) -> Rows:
-    """Drops the columns that are padding in every row: batches cost what their longest row costs."""
-    width = max(1, int(rows["attention_mask_BT"].sum(axis=1).max()))
-    return {name: column[:, :width] if name.endswith("_BT") else column for name, column in rows.items()}
+    """Drops the positions that are padding in every row: batches cost what their longest row costs.
+
+    `mask_BU` says which positions of a second sequence, along U, are no padding.
+    """
+    widths = {mask[-3:]: max(1, int(rows[mask].sum(axis=1).max())) for mask in ("attention_mask_BT", "mask_BU") if mask in rows}
+    return {name: column[:, : widths[name[-3:]]] if name[-3:] in widths else column for name, column in rows.items()}
+
+
+def _together(parts: Sequence[NDArray[Any]], order_B: NDArray[np.int64], fill: float) -> NDArray[Any]:
+    """Arrays of batches, one behind the other in `order_B`, as one array in the order of the rows."""
+    shape = np.max([part.shape[1:] for part in parts], axis=0).astype(int) if parts[0].ndim > 1 else ()
+    whole = np.full((len(order_B), *shape), fill, parts[0].dtype)
+    start = 0
+    for part in parts:
+        whole[(order_B[start : start + len(part)], *(slice(length) for length in part.shape[1:]))] = part
+        start += len(part)
+    return whole
 
 
 def merged(model: Any) -> Any:
@@ -247,84 +286,10 @@ def merged(model: Any) -> Any:
     return copy.deepcopy(model).merge_and_unload()
 
 
-def spelled(head: Head) -> str:
-    """A head in words."""
-    return head.replace("_", " ")
-
-
 def _auto(name: str) -> Any:
     import transformers
 
     return getattr(transformers, name)
-
-
-def _require_body(model: Any, missing: set[str], path: Path) -> None:
-    """Sees that the weights below the head are those in `path`.
-
-    Some architectures hold their body under another name with one head than with another (a Llama's under `transformer` with that of
-    questions, else under `model`). transformers then finds none of its weights and leaves it random, with no more than a warning.
-
-    Raises:
-        ArtifactError: there are no weights for the body.
-    """
-    prefix = f"{model.base_model_prefix}."
-    if not {name for name in model.state_dict() if name.startswith(prefix)} <= missing:
-        return
-    from transformers import AutoModel
-
-    body, told = AutoModel.from_pretrained(path, dtype=_float32(), output_loading_info=True, **_SAFELY)
-    if len(told["missing_keys"]) == len(body.state_dict()):
-        raise ArtifactError(f"holds no weights of a {type(body).__name__}", where=str(path), todo="check its config.json")
-    model.base_model.load_state_dict(body.state_dict())
-
-
-def _require_fit(config: Any, tokenizer: Any, path: Path) -> None:
-    """A tokenizer with more tokens than the model has embeddings would fail deep inside torch, or read another model's words."""
-    vocab_size = getattr(config.get_text_config(), "vocab_size", None)
-    if vocab_size is not None and len(tokenizer) > vocab_size:
-        raise ArtifactError(
-            f"its tokenizer has {len(tokenizer)} tokens and the model embeddings for {vocab_size}: they do not fit", where=str(path),
-            todo="save the model's own tokenizer beside it",
-        )  # fmt: skip
-
-
-def _open(path: Path) -> tuple[Any, Any]:
-    read_hf_config(path)
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(f"is not a Hugging Face model directory ({first})", where=str(path), todo="check the path") from None
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise ArtifactError("its tokenizer has neither a padding nor an end token, so rows cannot be batched", where=str(path))
-        tokenizer.pad_token = tokenizer.eos_token
-    return config, tokenizer
-
-
-def _frame_as_in_pretraining(tokenizer: Any) -> None:
-    """Makes a tokenizer that puts nothing behind a text put the document's end there (and its beginning in front), as pretraining did.
-
-    The head of a decoder reads the last position: of a whole document that is the end token, where nothing was predicted, so
-    that tuning is free to gather the document there. What the tokenizer puts in front by itself stays as it is, so that nothing
-    comes twice; one that puts something behind is an encoder's and left alone.
-    """
-    text = "a"
-    framed, plain = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
-    at = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), None)
-    if at is None or len(framed) > at + len(plain):
-        return
-    from tokenizers.processors import TemplateProcessing
-
-    front = tokenizer.convert_ids_to_tokens(framed[:at]) or [token for token in (tokenizer.bos_token,) if token is not None]
-    behind = [token for token in (tokenizer.eos_token,) if token is not None]
-    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in {*front, *behind}]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=" ".join([*front, "$A", *behind]), pair=" ".join([*front, "$A", *behind, "$B", *behind]), special_tokens=special
-    )
 
 
 def _device(device: str | None) -> str:

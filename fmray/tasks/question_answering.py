@@ -7,7 +7,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -19,18 +19,18 @@ from fmray.data.sources import Source
 from fmray.model.checkpoint import Head
 from fmray.tasks import Predictions, Split, Weights
 from fmray.tasks.classifier import Outputs, Rows, model_inputs
-from fmray.tasks.sourced import Example, Sourced, is_blank
+from fmray.tasks.sourced import Example, Unlabelled, is_blank
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 N_STARTS = 20
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
-_CJK = r"\u3400-\u9fff\uf900-\ufaff"
-_UNIT = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
+CJK = r"\u3400-\u9fff\uf900-\ufaff"
+_UNIT = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 
 
-class QuestionAnswering(Sourced):
+class QuestionAnswering(Unlabelled):
     """The span of a passage that answers a question.
 
     A passage longer than `max_length` is read in windows that overlap by `stride` tokens; the window that is surest answers. A window
@@ -75,18 +75,6 @@ class QuestionAnswering(Sourced):
             found.append(Example({"question": question, "context": context}, target, f"{question}\n{context}"))
         self.refuse_blanks(len(found), blank)
         return found
-
-    def label_names(self, examples: Sequence[Example]) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def labels_in(self, target: Any) -> Iterable[str]:
-        """None."""
-        return ()
-
-    def indexed(self, target: Any, index: Mapping[str, int]) -> Any:
-        """The answers as they are."""
-        return target
 
     def encode(self, tokenizer: Any, split: Split, max_length: int, n_labels: int) -> Rows:
         """See `Task`: `start_B` and `end_B` are the positions of the first answer in a window, 0 where it does not lie in it;
@@ -159,8 +147,7 @@ class QuestionAnswering(Sourced):
 
     def score(self, said: str, right: Sequence[str]) -> tuple[float, float]:
         """Exact match and F1 of an answer against those that are right (none: it should say nothing)."""
-        pairs = [(units(said, self.by_character), units(text, self.by_character)) for text in right or [""]]
-        return max(float(a == b) for a, b in pairs), max(_f1(a, b) for a, b in pairs)
+        return squad_scores(said, right or [""], self.by_character)
 
 
 def window_positions(from_T: NDArray[np.int64], to_T: NDArray[np.int64], start: int, end: int) -> tuple[int, int]:
@@ -190,6 +177,12 @@ def units(text: str, by_character: bool) -> list[str]:
     if by_character:
         return _UNIT.findall("".join(c for c in text.lower() if not unicodedata.category(c).startswith("P")))
     return _ARTICLE.sub(" ", "".join(c for c in text.lower() if c not in string.punctuation)).split()
+
+
+def squad_scores(said: str, right: Sequence[str], by_character: bool) -> tuple[float, float]:
+    """Exact match and F1 of words, each the best over the answers that are right."""
+    pairs = [(units(said, by_character), units(text, by_character)) for text in right]
+    return max(float(a == b) for a, b in pairs), max(_f1(a, b) for a, b in pairs)
 
 
 def _f1(said: Sequence[str], right: Sequence[str]) -> float:

@@ -69,3 +69,32 @@ def ratio(top: Floats, bottom: Floats) -> Floats:
     """Elementwise quotient, 0 where the divisor is 0."""
     found: Floats = np.divide(top, bottom, out=np.zeros_like(np.asarray(top, float)), where=bottom > 0)
     return found
+
+
+def ranks(values_N: Floats, weights_RN: Floats) -> Floats:
+    """How much weight lies below each value, and half of what lies at it: [R, N]. Under weights of one, the mean rank less a half."""
+    _, group_N = np.unique(values_N, return_inverse=True)
+    order_N = np.argsort(group_N, kind="stable")
+    starts = np.flatnonzero(np.diff(group_N[order_N], prepend=-1))
+    at_RG = np.add.reduceat(weights_RN[:, order_N], starts, axis=1)
+    found: Floats = (np.cumsum(at_RG, axis=1) - at_RG / 2)[:, group_N]
+    return found
+
+
+def pearson(a_RN: Floats, b_RN: Floats, weights_RN: Floats) -> Floats:
+    """Pearson's correlation of two columns ([N], or one under each weighting); 0 where one of them never varies."""
+    total_R1 = weights_RN.sum(axis=1, keepdims=True)
+    a_RN, b_RN = (column - (weights_RN * column).sum(axis=1, keepdims=True) / total_R1 for column in (np.atleast_2d(a_RN), np.atleast_2d(b_RN)))
+    spread_R = np.sqrt((weights_RN * a_RN**2).sum(axis=1) * (weights_RN * b_RN**2).sum(axis=1))
+    return np.clip(ratio((weights_RN * a_RN * b_RN).sum(axis=1), np.where(spread_R > 1e-12, spread_R, 0.0)), -1.0, 1.0)
+
+
+def spearman(a_N: Floats, b_N: Floats, weights_RN: Floats) -> Floats:
+    """Spearman's correlation: that of the ranks, equal values at their mean rank; weights are repetitions."""
+    return pearson(ranks(a_N, weights_RN), ranks(b_N, weights_RN), weights_RN)
+
+
+def area_under_curve(truth_N: Floats, said_N: Floats, weights_RN: Floats) -> Floats:
+    """How often what is true (1) is said to be more so than what is not (0), equals half: the area under the ROC curve."""
+    false_RN, true_RN = weights_RN * (1 - truth_N), weights_RN * truth_N
+    return ratio((true_RN * ranks(said_N, false_RN)).sum(axis=1), true_RN.sum(axis=1) * false_RN.sum(axis=1))

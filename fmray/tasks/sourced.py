@@ -173,6 +173,22 @@ class Sourced(Task):
             raise DataError(f"of {n_rows} rows {named}", where=self.where, todo="drop them from the source: an empty text has no label to learn")
 
 
+class Unlabelled(Sourced):
+    """A task without labels: targets are what the source says."""
+
+    def label_names(self, examples: Sequence[Example]) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def labels_in(self, target: Any) -> Iterable[str]:
+        """None."""
+        return ()
+
+    def indexed(self, target: Any, index: Mapping[str, int]) -> Any:
+        """The target as it is."""
+        return target
+
+
 def is_blank(value: Any) -> bool:
     """Whether a value is no text, or one of white space alone."""
     return value is None or not str(value).strip()

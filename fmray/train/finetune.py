@@ -159,8 +159,9 @@ def export(
     chosen, n_train = read_progress(best), len(data.splits["train"])
     count = config.num_gpus or config.num_cpus
     out.spend(device="gpu" if config.num_gpus else "cpu", count=count, seconds=spent.seconds)
-    # A classifier looks its embeddings up and has no language modelling head, whatever was tied in pretraining.
-    per_token = flops_per_token({**hf, "tie_word_embeddings": False}, n_params, round(chosen.n_tokens[0] / n_train))
+    # A model without a language modelling head looks its embeddings up, whatever was tied in pretraining.
+    tells_tokens = config.task.head in ("causal_lm", "masked_lm")
+    per_token = flops_per_token(hf if tells_tokens else {**hf, "tie_word_embeddings": False}, n_params, round(chosen.n_tokens[0] / n_train))
     return Checkpoint(
         head=config.task.head,
         architecture=str(hf["model_type"]),

@@ -7,19 +7,19 @@ from numpy.typing import NDArray
 
 from fmray.objectives import Batch, Forward, LossParts
 from fmray.tasks import Task
-from fmray.tasks.classifier import INPUTS, Rows, logits_of, trim
+from fmray.tasks.classifier import Rows, trim
 
 if TYPE_CHECKING:
     import torch
 
 
 class TaskLoss:
-    """A task's loss as sum and count; `weights_K` weighs each label's targets and leaves the count as it is."""
+    """A task's loss as sum and count, of a model with `hf_config`; `weights_K` weighs each label's targets and leaves the count as it is."""
 
-    def __init__(self, task: Task, weights_K: NDArray[np.float64] | None, device: "torch.device") -> None:
+    def __init__(self, task: Task, weights_K: NDArray[np.float64] | None, device: "torch.device", hf_config: Any) -> None:
         import torch
 
-        self._task = task
+        self._task, self._hf_config = task, hf_config
         self._weights_K: Any = None if weights_K is None else torch.tensor(weights_K, dtype=torch.float32, device=device)
 
     def count(self, batch: Batch) -> int:
@@ -28,7 +28,7 @@ class TaskLoss:
 
     def loss(self, model: Forward, batch: Batch) -> LossParts:
         """The summed loss in nats, in float32 whatever the model computes in."""
-        outputs = logits_of(model(**{INPUTS[name]: batch[name] for name in INPUTS if name in batch}), self._task.head)
+        outputs = self._task.forward(model, batch, self._hf_config)
         return LossParts(self._task.loss_sum(outputs, batch, self._weights_K), self.count(batch))
 
 

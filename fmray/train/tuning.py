@@ -19,7 +19,7 @@ from fmray.core.config import Config, did_you_mean, runtime
 from fmray.core.cursor import Cursor
 from fmray.core.errors import ConfigError
 from fmray.tasks import Task, TaskData
-from fmray.tasks.classifier import Classifier, Method, Rows
+from fmray.tasks.classifier import FRESH, LABELLED, Classifier, Method, Rows
 from fmray.train.engine import Precision, StepStats, TorchEngine
 from fmray.train.loop import Step, train
 from fmray.train.optim import Optim
@@ -83,8 +83,10 @@ class TuningConfig(Config):
         if self.metric not in known:
             hint = did_you_mean(self.metric, known)
             raise ConfigError(f"the task {self.task.name} has no metric '{self.metric}'{hint}", where="metric", todo=f"known: {', '.join(known)}")
-        if self.class_weights is not None and self.task.head == "question_answering":
+        if self.class_weights is not None and self.task.head not in LABELLED:
             raise ConfigError(f"the task {self.task.name} has no labels to weigh", where="class_weights", todo="leave it out")
+        if self.method == "frozen" and self.task.head not in FRESH:
+            raise ConfigError(f"frozen tunes a new head alone, and the task {self.task.name} adds none", where="method", todo="use full or lora")
         return self
 
     def ends_after(self, history: Sequence[float]) -> bool:
@@ -160,7 +162,7 @@ def tune_classifier(
         classifier.model, config.optim, lambda step: config.optim.lr_at(step, steps * config.epochs),
         precision=config.precision, device=str(classifier.model.device),
     )  # fmt: skip
-    tuned, loss = Tuned(classifier, engine, Progress()), TaskLoss(task, label_weights(config, data), engine.device)
+    tuned, loss = Tuned(classifier, engine, Progress()), TaskLoss(task, label_weights(config, data), engine.device, classifier.model.config)
     if resume is not None:
         engine.load(resume / STATE)
         tuned.progress = read_progress(resume)
@@ -171,8 +173,8 @@ def tune_classifier(
 
     while not config.ends_after(tuned.progress.history):
         epoch = tuned.progress.epoch
-        train(engine, loss, _batches(rows, config, epoch), max_steps=(epoch + 1) * steps, seed=config.seed, on_step=note)
-        predicted = task.predict(classifier.outputs(judged), judged, validation)
+        train(engine, loss, _batches(task.of_epoch(rows, config.seed, epoch), config, epoch), max_steps=(epoch + 1) * steps, seed=config.seed, on_step=note)
+        predicted = task.predict(task.outputs(classifier, judged), judged, validation)
         tuned.progress.history.append(task.metrics(data.labels, validation.targets, predicted)[config.metric])
         tuned.progress.n_tokens.append(int(rows["attention_mask_BT"].sum()))
         if not on_epoch(tuned):

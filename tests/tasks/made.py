@@ -80,10 +80,60 @@ def questions(folder: Path) -> dict[str, Any]:
     return {"type": "question_answering", "source": {"type": "squad", "path": str(folder / "questions.json")}, "stride": 4}
 
 
+def _jsonl(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"type": "jsonl", "path": str(path)}
+
+
+def topic_words(text: str) -> list[str]:
+    """The words of a text that belong to a topic, in order."""
+    return [word for word in text.split() if word not in tiny.PLAIN]
+
+
+def summaries(folder: Path) -> dict[str, Any]:
+    """Of a text its words of a topic, told in two ways; sentences are lines."""
+    rows = [{"source": [text, "it was very much again"], "target": ["about " + " ".join(topic_words(text)[:3]), text]} for text, _ in tiny.labelled(N // 3)]
+    return {"type": "summarisation", "source": _jsonl(folder / "s.jsonl", rows) | {"text": "source"}, "max_new_tokens": 8}
+
+
+def causal_summaries(folder: Path) -> dict[str, Any]:
+    """The same for a decoder."""
+    return summaries(folder) | {"type": "causal_summarisation", "cue": " ="}
+
+
+TEMPLATE = "{% for m in messages %}{{ m.content }}{{ ' =' if m.role == 'user' else ' ' + eos_token }}{% endfor %}"
+
+
+def instructions(folder: Path) -> dict[str, Any]:
+    """The last word of a text, for the asking."""
+    rows = [{"text": " ".join(text.split()[-6:]), "answer": f" {text.split()[-1]}"} for text, _ in tiny.labelled(N // 3)]
+    return {"type": "instruction_tuning", "source": _jsonl(folder / "i.jsonl", rows), "response": "{answer}", "chat_template": TEMPLATE, "max_new_tokens": 4}
+
+
+def masks(folder: Path) -> dict[str, Any]:
+    """Words of a topic, one of which is hidden."""
+    return {"type": "fill_mask", "source": _jsonl(folder / "m.jsonl", [{"text": text} for text, _ in tiny.labelled(N // 3)])}
+
+
+def similar(folder: Path) -> dict[str, Any]:
+    """Two texts, and 4 where they are of one topic, else 0 to 2."""
+    rows, draw = tiny.labelled(N), random.Random(4)
+    found = []
+    for first, label in draw.sample(rows, N):
+        second, other = draw.choice(rows)
+        found.append({"text": first, "sentence2": second, "score": 4 if label == other else draw.choice([0, 1, 2])})
+    return {"type": "embedding_similarity", "source": _jsonl(folder / "e.jsonl", found), "highest": 4.0}
+
+
 DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
     "text_classification": text,
     "pair_classification": pairs,
     "multi_label_classification": several,
     "token_classification": words,
     "question_answering": questions,
+    "summarisation": summaries,
+    "causal_summarisation": causal_summaries,
+    "instruction_tuning": instructions,
+    "fill_mask": masks,
+    "embedding_similarity": similar,
 }

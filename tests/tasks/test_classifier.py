@@ -56,11 +56,12 @@ def test_the_pretrained_weights_are_taken_over_and_only_the_head_is_new(decoder:
     assert same == []
 
 
-@pytest.mark.parametrize("head", list(AUTO_CLASSES))
+@pytest.mark.parametrize("head", [head for head in AUTO_CLASSES if head != "seq2seq_lm"])
 def test_every_head_stands_on_the_pretrained_weights(decoder: Path, tmp_path: Path, head: Head) -> None:
     from transformers import AutoModel
 
-    for path in (decoder, minilm()):
+    # Encoders write no text, decoders look behind no mask, and neither has two halves (see the test of heads).
+    for path in {"causal_lm": (decoder,), "masked_lm": (minilm(),)}.get(head, (decoder, minilm())):
         body = AutoModel.from_pretrained(path, dtype=torch.float32).state_dict()
         model = Classifier.start(path, LABELS if "classification" in head else (), seed=3, head=head, problem=None)
         found = model.model.base_model.state_dict()

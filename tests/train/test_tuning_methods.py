@@ -121,6 +121,8 @@ def test_the_metric_is_one_of_the_tasks(path: Path, tmp_path: Path) -> None:
         ({"task": tiny.task(path), "metric": "ece"}, "has no metric 'ece'"),
         ({"task": tiny.task(path), "method": "adapter"}, "method"),
         ({"task": {"type": "question_answering", "source": {"type": "squad", "path": "x"}}, "class_weights": "balanced"}, "has no labels to weigh"),
+        ({"task": {"type": "fill_mask", "source": {"type": "text", "path": "x"}}, "class_weights": "balanced"}, "has no labels to weigh"),
+        ({"task": {"type": "fill_mask", "source": {"type": "text", "path": "x"}}, "method": "frozen"}, "method: frozen tunes a new head alone, and the task masks adds none"),
     ):
         with pytest.raises(ConfigError) as caught:
             load_config(TuningConfig, fields)

@@ -12,6 +12,8 @@ from fmray.core.report import Decision
 from fmray.core.stage import STAGES, Job, produce
 from fmray.data.tokenizers.bpe import Bpe
 from fmray.model.architectures.decoder import Decoder
+from fmray.model.architectures.encoder import Encoder
+from fmray.model.architectures.t5 import T5
 from fmray.model.checkpoint import Checkpoint, hf_digest
 
 WORDS = {
@@ -47,17 +49,38 @@ def task(path: Path, **changes: Any) -> dict[str, Any]:
 
 def save_decoder(folder: Path, vocab_size: int = 400, max_positions: int = 64) -> None:
     """A random Llama of two thin layers and a byte-level BPE tokenizer, saved as Hugging Face files."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    texts = [text for text, _ in labelled(200)]
-    Bpe().make([texts], vocab_size, max_positions, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     shape = Decoder(num_hidden_layers=2, hidden_size=48, num_attention_heads=2, intermediate_size=96)
-    config = shape.hf_config(vocab_size, max_positions)
+    _save(folder, AutoModelForCausalLM, shape.hf_config(vocab_size, max_positions), vocab_size, max_positions)
+
+
+def save_encoder(folder: Path, vocab_size: int = 400, max_positions: int = 64) -> None:
+    """A random BERT of two thin layers, with a masked language modelling head and a byte-level BPE tokenizer."""
+    from transformers import AutoModelForMaskedLM
+
+    shape = Encoder(num_hidden_layers=2, hidden_size=48, num_attention_heads=2, intermediate_size=96)
+    _save(folder, AutoModelForMaskedLM, shape.hf_config(vocab_size, max_positions), vocab_size, max_positions)
+
+
+def save_encoder_decoder(folder: Path, vocab_size: int = 400, max_positions: int = 64) -> None:
+    """A random T5 of two thin layers a half and a byte-level BPE tokenizer."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    config = T5(num_layers=2, d_model=48, num_heads=2, d_kv=24, d_ff=96).hf_config(vocab_size, max_positions)
+    config.decoder_start_token_id = 0
+    _save(folder, AutoModelForSeq2SeqLM, config, vocab_size, max_positions)
+
+
+def _save(folder: Path, auto: Any, config: Any, vocab_size: int, max_positions: int) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    Bpe().make([[text for text, _ in labelled(200)]], vocab_size, max_positions, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    auto.from_config(config).save_pretrained(folder)
 
 
 def commit(folder: Path, payload: Payload, name: str) -> Artifact[Any]:
