@@ -6,10 +6,11 @@ from fmray.core.errors import FmrayError
 from fmray.core.experiment import Experiment
 from fmray.core.experiment import load_experiment as load
 from fmray.data import prepare
+from fmray.evaluate import comparison
 from fmray.model import import_
 from fmray.serve import deploy
 from fmray.train import finetune, pretrain, search
 
 __version__ = "0.1.0"
 __all__ = ["Experiment", "FmrayError", "load"]
-STAGE_MODULES = (import_, prepare, pretrain, evaluate, audit, gate, finetune, search, deploy)
+STAGE_MODULES = (import_, prepare, pretrain, evaluate, comparison, audit, gate, finetune, search, deploy)

@@ -24,6 +24,7 @@ from fmray.core import provenance
 from fmray.core.artifact import local_path, write_json
 from fmray.core.errors import ConfigError, FmrayError, GateRefused
 from fmray.core.experiment import Experiment, Outcome, load_experiment
+from fmray.evaluate import comparison
 from fmray.live import LiveRun, quiet_terminal
 from fmray.memory import PeakMemory
 from fmray.report.html import write_report
@@ -161,6 +162,20 @@ def scaling(
         print(json.dumps(said, indent=2))
     else:
         Console(highlight=False).print(show_scaling(said))
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="a report of evaluate, or the checkpoint that one beside it is about")],
+    b: Annotated[str, typer.Argument(metavar="B", help="the same of what A is held against")],
+    examples: Annotated[int, typer.Option("--examples", min=0, help="show so many examples that A won and lost, of each figure")] = 3,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the bootstrap")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON instead of Markdown")] = False,
+) -> None:
+    """Hold two evaluated models against each other, example by example."""
+    ours, theirs = (comparison.find_report(local_path(path)) for path in (a, b))
+    said = comparison.summary(ours, theirs, comparison.compare(ours, theirs, seed=seed), examples)
+    print(json.dumps(said, indent=2, ensure_ascii=False) if as_json else comparison.markdown(said))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typing import Any
 
 from fmray.core.artifact import Provenance
 
-PACKAGES = ("fmray", "torch", "ray", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "scikit-learn", "optuna", "peft")
+PACKAGES = ("fmray", "torch", "ray", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "scikit-learn", "optuna", "peft", "lm_eval")
 SECRET = re.compile(r"(^|[._-])(api[_-]?key|token|secret|password|passwd|credentials?|private[_-]?key)$", re.IGNORECASE)
 REDACTED = "[redacted]"
 # `fmray submit` hands the commit on: the folder that a job unpacks is no checkout.

@@ -97,6 +97,12 @@ def rolled(hash_W: U64, n: int) -> U64:
     return mix(sum_G, n)
 
 
+def among(values: U64, index: U64) -> NDArray[np.bool_]:
+    """Which values are in a sorted index that is not empty."""
+    at = np.minimum(np.searchsorted(index, values), len(index) - 1)
+    return index[at] == values
+
+
 def powers(n: int) -> tuple[U64, U64]:
     """BASE^i and INVERSE^i modulo 2^64 for i from 0 to at least n - 1."""
     return _powers(max(BATCH_CHARS, 1 << (n - 1).bit_length()))

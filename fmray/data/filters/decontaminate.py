@@ -14,7 +14,7 @@ from fmray.core.config import Config, dump, load_config
 from fmray.core.errors import DataError
 from fmray.data.filters import Apply, Filter, Outcome
 from fmray.data.sources import Source
-from fmray.data.words import U64, batches, n_grams, words
+from fmray.data.words import U64, among, batches, n_grams, words
 
 GATHERED = 4096
 """Texts of an evaluation set that are hashed together."""
@@ -60,7 +60,7 @@ class Decontaminate(Filter):
             for batch in batches(texts):
                 hash_G, document_G = n_grams(words(texts[batch.start : batch.stop]), self.n)
                 for row, index in zip(hits, indexes.values(), strict=True):
-                    row[batch.start + document_G[_among(hash_G, index)]] = True
+                    row[batch.start + document_G[among(hash_G, index)]] = True
             return self._outcome(texts, list(indexes), hits)
 
         return apply
@@ -70,12 +70,6 @@ class Decontaminate(Filter):
         first = hits.argmax(axis=0)
         removed = hits.any(axis=0) & np.full(len(texts), self.action == "remove")
         return Outcome(texts, [names[first[i]] if removed[i] else None for i in range(len(texts))], notes)
-
-
-def _among(values: U64, index: U64) -> NDArray[np.bool_]:
-    """Which values are in a sorted index."""
-    at = np.minimum(np.searchsorted(index, values), len(index) - 1)
-    return index[at] == values
 
 
 def _index(name: str, evaluation_set: EvaluationSet, n: int) -> U64:

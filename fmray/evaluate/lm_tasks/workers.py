@@ -1,0 +1,61 @@
+"""Where jobs run: in this process, or on Ray actors that each hold the model. Both give the same answers in the same order."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fmray.core.errors import RunError
+from fmray.evaluate.lm_tasks.causal import CausalScorer
+from fmray.evaluate.lm_tasks.masked import MaskedScorer
+
+Job = tuple[Any, ...]
+SCORERS: dict[str, Any] = {"causal_lm": CausalScorer, "masked_lm": MaskedScorer}
+
+
+class Workers:
+    """One scorer in this process, or several as Ray actors, of a model or (with a seed) its untrained twin.
+
+    What is computed together is fixed by the jobs, never by who takes them, so the number of workers changes no figure.
+    """
+
+    def __init__(self, head: str, path: Path, seed: int | None, num_workers: int, num_cpus: int, num_gpus: int) -> None:
+        device = "cuda" if num_gpus else "cpu"
+        self._local: Any = None
+        self._actors: list[Any] = []
+        if num_workers == 1:
+            self._local = SCORERS[head](path, seed, num_cpus, device)
+            return
+        import ray
+
+        # A job can be done again by another process without harm, so a lost worker is replaced.
+        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=2, max_task_retries=2)(SCORERS[head])
+        self._actors = [remote.remote(path, seed, num_cpus, device) for _ in range(num_workers)]
+
+    def map(self, method: str, jobs: Sequence[Job]) -> list[Any]:
+        """What each job's arguments give, in the jobs' order.
+
+        Raises:
+            RunError: a worker failed.
+        """
+        if self._local is not None:
+            return [getattr(self._local, method)(*job) for job in jobs]
+        import ray
+        from ray.util import ActorPool
+
+        try:
+            return list(ActorPool(self._actors).map(lambda actor, job: getattr(actor, method).remote(*job), list(jobs)))
+        except ray.exceptions.RayError as error:
+            raise RunError(f"a scoring worker failed: {str(error).strip().splitlines()[-1]}") from error
+
+    def shares(self) -> bool:
+        """Whether rows may be packed; see CausalScorer."""
+        return bool(self.map("may_pack", [()])[0])
+
+    def close(self) -> None:
+        """Lets go of the models, so that the next workers find the memory free."""
+        import ray
+
+        self._local = None
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
