@@ -10,18 +10,27 @@ from typing import Any
 
 from fmray.cluster import connect, is_private
 from fmray.core.artifact import Artifact, Record
-from fmray.core.config import Config
-from fmray.core.errors import ConfigError
+from fmray.core.config import Config, dump
 from fmray.core.stage import Out, stage
 from fmray.serve import application, smoke
 from fmray.serve.admission import Admission, admit
 from fmray.serve.deployment import DeployConfig, DeployedModel, Deployment, ModelSpec, ServedModel
+from fmray.serve.operation import Operation
+from fmray.serve.registry import REGISTRY, Registry
+from fmray.serve.rollout import Rollout, roll_out, storage_of
+
+FEEDBACK = "feedback"
 
 
 def plan(config: DeployConfig, upstream: Mapping[str, Config]) -> dict[str, str]:
     """The lines for `fmray check`."""
     each = f"{config.num_cpus:g} CPU" + (f", {config.num_gpus:g} GPU" if config.num_gpus else "")
-    return {"application": f"{config.app} at {config.route}", "replicas": f"{config.num_replicas} a model, {each} each"}
+    scaling = config.autoscaling
+    count = f"{scaling.min_replicas} to {scaling.max_replicas}" if scaling else str(config.num_replicas)
+    lines = {"application": f"{config.app} at {config.route}", "replicas": f"{count} a model, {each} each"}
+    if config.canary is not None:
+        lines["canary"] = f"{config.canary.share:.0%} of {config.canary.min_requests / config.canary.share:.0f} requests; {'; '.join(config.canary.rules)}"
+    return lines
 
 
 def fresh(record: Record) -> bool:
@@ -40,13 +49,18 @@ def deploy(config: DeployConfig, models: tuple[ServedModel, ...], out: Out) -> D
         ResourceError: the port is in use, or the cluster lacks resources.
         RunError: a replica did not start, or a smoke request failed.
     """
-    specs = specs_of([admit(m.checkpoint.path, decision=m.decision.path) for m in models], [m.checkpoint.name for m in models])
+    names = [m.checkpoint.name for m in models]
+    admissions = [admit(m.checkpoint.path, decision=m.decision.path) for m in models]
+    rollout = roll_out(Registry(storage_of(out.path) / REGISTRY), admissions, names, config.canary)
+    specs = rollout.specs
     connect()
     live = not is_private()
     application.require(len(specs), config)
+    for canary in rollout.canaries:
+        out.progress(f"{canary.name}: version {canary.candidate} beside the champion, version {canary.champion}")
     out.progress("starting Ray Serve")
     started = time.monotonic()
-    with serve_log_in(out.log), running(specs, config, keep=live) as url:
+    with serve_log_in(out.log), running(specs, config, keep=live, operation=_operation(config, rollout, out)) as url:
         start_s = time.monotonic() - started
         metrics, samples = [], []
         for done, spec in enumerate(specs):
@@ -54,54 +68,25 @@ def deploy(config: DeployConfig, models: tuple[ServedModel, ...], out: Out) -> D
             measured, answers = smoke.smoke(url, spec, config)
             metrics += measured
             samples += answers
+        rollout.settle()
     return Deployment(
         app=config.app, route=config.route, url=url if live else None, live=live, replicas=config.num_replicas,
-        models=tuple(_deployed(model, spec, out.path) for model, spec in zip(models, specs, strict=True)),
+        models=tuple(_deployed(model, admission, out.path) for model, admission in zip(models, admissions, strict=True)),
+        canary=dump(config.canary) if config.canary is not None else None,
         metrics=tuple(metrics), samples=tuple(samples), start_s=round(start_s, 2), serve_command=f"fmray serve {_shown(out.path)}",
     )  # fmt: skip
 
 
-def specs_of(admissions: list[Admission], names: list[str]) -> tuple[ModelSpec, ...]:
-    """What replicas must know of admitted models.
-
-    Raises:
-        ConfigError: no model, or two under one name.
-    """
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or not names:
-        raise ConfigError(f"two models are named '{twice[0]}'" if twice else "there is no model to serve", where="models", todo="name each model once")
-    return tuple(_spec(admission, name) for admission, name in zip(admissions, names, strict=True))
-
-
-def _spec(admission: Admission, name: str) -> ModelSpec:
-    record, decision = admission.record, admission.decision
-    return ModelSpec(
-        name=name,
-        path=str(admission.path.resolve()),
-        head=admission.head,
-        fingerprint=record.fingerprint if record is not None else None,
-        digest=admission.digest,
-        card={
-            "record": _public(record) if record is not None else None,
-            "decision": _public(decision.record) if decision is not None else None,
-            "waiver": {"by": admission.waiver.by, "reason": admission.waiver.reason} if admission.waiver is not None else None,
-        },
-    )
-
-
-def _public(record: Record) -> dict[str, Any]:
-    """A record without what concerns the machine that made it (arguments, host, devices) rather than the model."""
-    shown = record.model_dump(mode="json", exclude={"provenance", "config"})
-    return shown | {"provenance": record.provenance.model_dump(mode="json", include={"git_commit", "versions", "started_at"})}
-
-
 @contextlib.contextmanager
-def running(specs: tuple[ModelSpec, ...], config: DeployConfig, *, keep: bool) -> Iterator[str]:
-    """Serves the models while the block runs, and gives the application's URL. With `keep`, a block that succeeds leaves them up."""
+def running(specs: tuple[ModelSpec, ...], config: DeployConfig, *, keep: bool, operation: Operation | None = None) -> Iterator[str]:
+    """Serves the models while the block runs, and gives the application's URL. With `keep`, a block that succeeds leaves them up.
+
+    An application of this name that is up is upgraded, replica by replica; with `keep`, a failed upgrade leaves it there.
+    """
     instance = application.start(config.host, config.port)
-    kept = False
+    kept = keep and application.is_up(config.app)
     try:
-        application.bring_up(application.build(specs, config), config)
+        application.bring_up(application.build(specs, config, operation or Operation()), config)
         url = instance.url + config.route.rstrip("/")
         smoke.wait_healthy(url)
         yield url
@@ -130,12 +115,21 @@ def serve_log_in(file: Path) -> Iterator[None]:
         handler.close()
 
 
-def _deployed(model: ServedModel, spec: ModelSpec, root: Path) -> DeployedModel:
+def _operation(config: DeployConfig, rollout: Rollout, out: Out) -> Operation:
+    # Beside the artifact and not in it: what people and traffic left there outlives a deployment.
+    root = Path(os.path.abspath(out.path)).parent
+    return Operation(
+        canaries=rollout.canaries, feedback=str(root / FEEDBACK / f"{out.name}.jsonl"),
+        request_log=str(root / "logs" / f"{out.name}.requests.jsonl"), log_prompts=config.log_prompts,
+    )  # fmt: skip
+
+
+def _deployed(model: ServedModel, admission: Admission, root: Path) -> DeployedModel:
     def relative(artifact: Artifact[Any]) -> str:
         return os.path.relpath(artifact.path.resolve(), root.resolve())
 
     return DeployedModel(
-        name=spec.name, fingerprint=model.checkpoint.fingerprint, digest=spec.digest, head=spec.head,
+        name=model.checkpoint.name, fingerprint=model.checkpoint.fingerprint, digest=admission.digest, head=admission.head,
         path=relative(model.checkpoint), decision_path=relative(model.decision),
     )  # fmt: skip
 

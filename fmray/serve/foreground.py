@@ -2,18 +2,26 @@
 
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from fmray.cluster import connect
 from fmray.core.artifact import load, read_record
+from fmray.core.config import load_config
 from fmray.core.errors import ConfigError, RunError
 from fmray.model.checkpoint import Checkpoint
-from fmray.serve import application
+from fmray.serve import application, manifest
 from fmray.serve.admission import Admission, Waiver, admit
-from fmray.serve.deploy import running, specs_of
+from fmray.serve.canary import CanaryConfig
+from fmray.serve.deploy import running
 from fmray.serve.deployment import DeployConfig, Deployment, ModelSpec
+from fmray.serve.judge import Canary
+from fmray.serve.operation import Operation
+from fmray.serve.registry import REGISTRY, Registry
+from fmray.serve.rollout import resume, storage_of
+from fmray.serve.specs import specs_of
 
 APP = "fmray-serve"
 WATCH_S = 2.0
@@ -35,6 +43,9 @@ def serve_foreground(
     waive: str | None = None,
     by: str | None = None,
     replicas: int = 1,
+    feedback: Path | None = None,
+    request_log: Path | None = None,
+    log_prompts: bool = False,
 ) -> None:
     """Serves model directories, and the models of deployment artifacts, until Ctrl-C; then takes everything down.
 
@@ -43,6 +54,8 @@ def serve_foreground(
         decision: the artifact of the decision that admits the one model given; None looks beside each model.
         waive: the reason to serve a model without an admitting decision; recorded beside it and shown at /metadata.
         by: who waives.
+        feedback: the JSONL file that POST /v1/feedback appends to; None refuses feedback.
+        request_log: the JSONL file that gets a line a request; `log_prompts` puts the requests' text in it.
 
     Raises:
         ArtifactError, ConfigError: a target is not a model, or the arguments do not fit together.
@@ -53,14 +66,77 @@ def serve_foreground(
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port)
-    specs = admitted(targets, decision=decision, waiver=Waiver.of(waive, by))
+    specs, canaries = planned(targets, decision=decision, waiver=Waiver.of(waive, by))
+    operation = Operation(canaries, feedback=_text(feedback), request_log=_text(request_log), log_prompts=log_prompts)
     connect()
     application.require(len(specs), config)
-    with running(specs, config, keep=False) as url:
+    with running(specs, config, keep=False, operation=operation) as url:
         print("\n".join(_greeting(url, specs)), flush=True)
         while application.is_up(config.app):
             time.sleep(WATCH_S)
         raise RunError("was taken down from outside", where=f"application {config.app}")
+
+
+def print_serve_config(
+    targets: list[Path],
+    *,
+    host: str,
+    port: int,
+    decision: Path | None,
+    waive: str | None,
+    by: str | None,
+    replicas: int,
+    feedback: Path | None,
+    request_log: Path | None,
+    log_prompts: bool,
+) -> None:
+    """Prints the YAML with which `serve deploy` or a RayService serves these targets; arguments and errors as for `serve_foreground`."""
+    specs, canaries = planned(targets, decision=decision, waiver=Waiver.of(waive, by))
+    config = DeployConfig(num_replicas=replicas, host=host, port=port, log_prompts=log_prompts)
+    decisions = {m.name: _text(decision or m.decision) for target in targets for m in _models(target)}
+    operation = Operation(feedback=_text(feedback), request_log=_text(request_log), log_prompts=log_prompts)
+    print(manifest.write(specs, canaries, decisions, config, operation), end="")
+
+
+def check_serve_config(file: Path) -> str:
+    """What a Serve config deploys, in words.
+
+    Raises:
+        ConfigError: it cannot be read, or Serve would not take it as it is meant.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read ({error})", where=str(file)) from None
+    plain = manifest.read(text, where=file.name)
+    return "; ".join(f"application {a.get('name', 'default')} at {a.get('route_prefix', '/')}" for a in plain["applications"]) + ": no fault found"
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else os.path.normpath(path.absolute())
+
+
+def planned(targets: list[Path], *, decision: Path | None, waiver: Waiver | None) -> tuple[tuple[ModelSpec, ...], tuple[Canary, ...]]:
+    """The models of the targets, and the canaries among them: those of a deployment that was made with `canary` are what the
+    registry says now. Raises as `serve_foreground` does.
+    """
+    plain, specs, canaries = list[Path](), list[ModelSpec](), list[Canary]()
+    for target in targets:
+        record = read_record(target)
+        deployment = load(target, Deployment).payload if record is not None and record.kind == Deployment.kind else None
+        if deployment is None or deployment.canary is None:
+            plain.append(target)
+            continue
+        config = load_config(CanaryConfig, deployment.canary, where=str(target))
+        for model in deployment.models:
+            rollout = resume(Registry(storage_of(target) / REGISTRY), model.name, config)
+            specs += rollout.specs
+            canaries += rollout.canaries
+    found = (*(admitted(plain, decision=decision, waiver=waiver) if plain or not specs else ()), *specs)
+    twice = next((spec.name for at, spec in enumerate(found) if spec.name in {s.name for s in found[:at]}), None)
+    if twice is not None:
+        raise ConfigError(f"two models are named '{twice}'", where="models", todo="name each model once")
+    return found, tuple(canaries)
 
 
 def admitted(targets: list[Path], *, decision: Path | None, waiver: Waiver | None) -> tuple[ModelSpec, ...]:

@@ -9,6 +9,7 @@ from fmray.serve.deployment import DeployConfig
 from fmray.serve.engine import Completion, GenerationEngine, Piece, RequestError, Sampling, Scores
 from fmray.serve.engines.classification import Classification
 from fmray.serve.engines.continuous import ContinuousBatching
+from fmray.serve.meters import watch_engine
 
 Prompt = str | list[int]
 
@@ -41,6 +42,7 @@ class GenerationReplica:
             Path(path), device=_device(config), dtype=config.dtype, threads=_threads(config),
             cache_tokens=config.cache_tokens, max_requests=config.max_requests,
         )  # fmt: skip
+        watch_engine(self._engine)
 
     def check_health(self) -> None:
         """Asked by Ray Serve, which replaces this replica when it raises."""

@@ -1,8 +1,6 @@
 """Smoke requests over real HTTP: does every model answer, and how fast. Plain urllib, so that asking /health needs no Ray."""
 
-import json
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +9,7 @@ import numpy as np
 
 from fmray.core.errors import RunError
 from fmray.core.report import Metric
+from fmray.serve.client import Client
 from fmray.serve.deployment import DeployConfig, ModelSpec, Sample
 
 TIMEOUT_S = 120.0
@@ -44,14 +43,7 @@ def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     Raises:
         RunError: any status but 200, or no answer.
     """
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            return dict(json.load(answer))
-    except urllib.error.HTTPError as error:
-        raise RunError(f"answered {error.code}: {error.read().decode(errors='replace')[:300]}", where=url) from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"did not answer ({error})", where=url) from None
+    return Client(url, timeout_s=TIMEOUT_S, attempts=1).post("", body)
 
 
 def smoke(url: str, spec: ModelSpec, config: DeployConfig) -> tuple[list[Metric], list[Sample]]:

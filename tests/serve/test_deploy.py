@@ -19,9 +19,10 @@ from fmray.core.errors import ConfigError, GateRefused, ResourceError, RunError
 from fmray.core.experiment import Experiment
 from fmray.serve import application, smoke
 from fmray.serve.admission import admit
-from fmray.serve.deploy import running, specs_of
+from fmray.serve.deploy import running
 from fmray.serve.deployment import DeployConfig, Deployment
 from fmray.serve.foreground import admitted
+from fmray.serve.specs import specs_of
 from tests.serve.conftest import LABELS, MAX_LEN, make_decision
 
 QUICK = {"num_cpus": 0.1, "smoke_requests": 4, "smoke_max_tokens": 6}

@@ -62,6 +62,15 @@ class ContinuousBatching:
         if not self._manager.is_running():
             raise RuntimeError(f"the generation thread ended: {self._manager.background_thread_status.fatal_error}")
 
+    def load(self) -> dict[str, float]:
+        """Requests in the batch and in the queue, and the share of the cache that is taken; nothing until the thread has begun."""
+        processor = self._manager.batch_processor
+        if processor is None:
+            return {}
+        scheduler = processor.scheduler
+        cache_use = 1.0 - float(processor.cache.compute_free_capacity(relative=True))
+        return {"running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests), "cache_use": cache_use}
+
     def close(self) -> None:
         """Ends the generation thread; requests in flight fail."""
         self._manager.stop(block=True, timeout=5.0, hard_stop=True)
