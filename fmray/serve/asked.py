@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -16,17 +15,22 @@ Scope = MutableMapping[str, Any]
 # Longer bodies pass by unread: the routes refuse or stream them, and they stay with the champion.
 MAX_READ = 4 * 1024**2
 MAX_KEPT = 1024**2
-REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+MAX_ID = 128
 
 
 @dataclass
 class Asked:
-    """A request: its id (the client's `X-Request-Id`, or a new one), its body when that is a JSON object, and how to replay it."""
+    """A request: its id, its body when that is a JSON object, and how to replay it.
+
+    The id is the header `X-Request-Id`, which Ray Serve's proxy sets where the client did not, and sends back by itself
+    (`named`); a new one where there is no proxy.
+    """
 
     scope: Scope
     receive: Receive
     route: str
     request_id: str
+    named: bool
     messages: list[Message]
     body: dict[str, Any] | None
 
@@ -139,7 +143,6 @@ class Answer:
 async def read(scope: Scope, receive: Receive, route: str) -> Asked:
     """Reads a request's body, up to `MAX_READ` bytes."""
     named = next((v.decode("latin-1") for k, v in scope["headers"] if k.lower() == b"x-request-id"), "")
-    request_id = named if REQUEST_ID.fullmatch(named) else uuid.uuid4().hex
     messages: list[Message] = []
     size, more = 0, True
     while more and size <= MAX_READ:
@@ -148,7 +151,8 @@ async def read(scope: Scope, receive: Receive, route: str) -> Asked:
         size += len(message.get("body", b""))
         more = message["type"] == "http.request" and message.get("more_body", False)
     body = None if more else _json(b"".join(m.get("body", b"") for m in messages))
-    return Asked(scope, receive, route, request_id, messages, body if isinstance(body, dict) else None)
+    body = body if isinstance(body, dict) else None
+    return Asked(scope, receive, route, named[:MAX_ID] or uuid.uuid4().hex, bool(named), messages, body)
 
 
 def _replayed(messages: list[Message], receive: Receive) -> Receive:

@@ -75,7 +75,7 @@ class Traffic:
             if message["type"] == "http.response.start":
                 answer.status = message["status"]
                 answer.withheld = answer.status >= 500 and route.fallback is not None
-                names = [(b"x-request-id", asked.request_id.encode())]
+                names = [] if asked.named else [(b"x-request-id", asked.request_id.encode())]
                 names += [(b"x-fmray-model", urllib.parse.quote(route.served).encode())] if asked.model else []
                 message = {**message, "headers": [*message.get("headers", ()), *names]}
             else:

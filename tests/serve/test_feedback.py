@@ -67,18 +67,18 @@ def under_canary(folder: Path, **changes: Any) -> Operation:
     return Operation(canaries=(Canary("lm", str(folder), 1, 2, "lm@2", config),), **changes)
 
 
-def test_prepare_reads_what_people_accepted_and_corrected(tmp_path: Path) -> None:
+def test_prepare_reads_what_people_accepted_and_corrected(tmp_path: Path, ray_session: None) -> None:
     file = tmp_path / "feedback" / "served.jsonl"
     app = application(Operation(feedback=str(file)), [])
-    answers = ask(app, *[("/v1/feedback", body, {}) for body in (ACCEPTED, CORRECTED) for _ in range(40)])
+    accepted = [{**ACCEPTED, "output": f" brown fox jumps over {number} lazy dogs, and returns the value"} for number in range(60)]
+    answers = ask(app, *[("/v1/feedback", body, {}) for body in (ACCEPTED, *accepted, CORRECTED)])
     assert {answer.status_code for answer in answers} == {201}
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert lines[0]["text"] == "The quick brown fox"
     assert (lines[-1]["text"], lines[-1]["label"], lines[-1]["output"]) == ("open the file", "os", "json")
-    steps = {"corpus": {"stage": "prepare", "source": {"type": "jsonl", "path": str(file)}, "vocab_size": 300, "seq_len": 16, "deduplicate": None}}
-    steps["corpus"].pop("deduplicate")
+    steps = {"corpus": {"stage": "prepare", "source": {"type": "jsonl", "path": str(file)}, "vocab_size": 300, "seq_len": 16}}
     [outcome] = Experiment({"name": "next", "steps": steps}, where="next.yaml", storage=str(tmp_path / "runs")).run()
-    assert outcome.artifact.payload.n_documents > 0
+    assert outcome.artifact.payload.n_documents == 62
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,15 @@ def test_prepare_reads_what_people_accepted_and_corrected(tmp_path: Path) -> Non
         ({"input": " ", "output": ""}, 400, "input"),
         ({"input": "x" * 200_001}, 400, "input"),
         ({"kind": "label", "output": " "}, 400, "output"),
-        ({"input": "\ud800"}, 201, None),
+        ({"input": "\ud800"}, 400, "input"),
     ],
 )
-def test_feedback_that_says_nothing_is_refused(tmp_path: Path, change: dict[str, Any], status: int, param: str | None) -> None:
+def test_feedback_that_says_nothing_is_refused(tmp_path: Path, change: dict[str, Any], status: int, param: str) -> None:
     file = tmp_path / "f.jsonl"
     [answer] = ask(application(Operation(feedback=str(file)), []), ("/v1/feedback", {**ACCEPTED, **change}, {}))
     assert answer.status_code == status, answer.text
-    if status != 201:
-        assert answer.json()["error"]["param"] == param
-        assert not file.exists()
+    assert answer.json()["error"]["param"] == param
+    assert not file.exists()
 
 
 def test_without_a_file_nobody_is_told_that_it_was_kept() -> None:
@@ -114,12 +113,12 @@ def test_the_request_log_holds_ids_and_figures_and_no_text_unless_asked(tmp_path
         file = tmp_path / f"log-{with_text}.jsonl"
         app = application(Operation(request_log=str(file), log_prompts=with_text), [])
         [named, new, stream, bad] = ask(
-            app, ("/v1/completions", body, {"X-Request-Id": "mine-1"}), ("/v1/completions", body, {"X-Request-Id": "no good\t"}),
+            app, ("/v1/completions", body, {"X-Request-Id": "mine-1"}), ("/v1/completions", body, {}),
             ("/v1/completions", body | {"stream": True}, {}), ("/v1/nothing", b"{", {}),
         )  # fmt: skip
         lines = [json.loads(line) for line in file.read_text().splitlines()]
-        assert (named.headers["x-request-id"], named.headers["x-fmray-model"]) == ("mine-1", "lm")
-        assert [line["id"] for line in lines] == [a.headers["x-request-id"] for a in (named, new, stream, bad)]
+        assert named.headers["x-fmray-model"] == "lm"
+        assert [line["id"] for line in lines] == ["mine-1", *(a.headers["x-request-id"] for a in (new, stream, bad))]
         assert len({line["id"] for line in lines}) == 4
         assert [(line["status"], line["model"], line["route"]) for line in lines[1:]] == [
             (200, "lm", "/v1/completions"), (200, "lm", "/v1/completions"), (404, "unknown", "other"),

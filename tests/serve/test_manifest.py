@@ -8,8 +8,12 @@ import yaml
 from typer.testing import CliRunner
 
 from fmray.cli import app
+from fmray.core.config import load_config
 from fmray.core.errors import ConfigError, GateRefused
-from fmray.serve import manifest
+from fmray.serve import application, manifest
+from fmray.serve.deployment import DeployConfig
+from fmray.serve.foreground import admitted
+from fmray.serve.operation import Operation
 
 Copy = Callable[..., Path]
 
@@ -83,3 +87,21 @@ def test_a_good_file_is_said_to_be_one(text: str, tmp_path: Path) -> None:
     file.write_text(text)
     done = CliRunner().invoke(app, ["serve", "--check-config", str(file)], catch_exceptions=False)
     assert "application fmray at /: no fault found" in done.stdout
+
+
+def test_autoscaling_takes_the_place_of_a_fixed_number(experiment: Path) -> None:
+    config = load_config(DeployConfig, {"autoscaling": {"min_replicas": 2, "max_replicas": 4}})
+    assert (config.least_replicas, application.faces(config)) == (2, 2)
+    specs = admitted([experiment / "base"], decision=None, waiver=None)
+    plain = yaml.safe_load(manifest.write(specs, (), {}, config, Operation()))
+    model = plain["applications"][0]["deployments"][0]
+    assert model["autoscaling_config"]["max_replicas"] == 4
+    assert "num_replicas" not in model
+    with pytest.raises(ConfigError, match="min_replicas is 3 and max_replicas 2"):
+        load_config(DeployConfig, {"autoscaling": {"min_replicas": 3, "max_replicas": 2}})
+
+
+def test_a_deployment_without_a_canary_keeps_its_fingerprint() -> None:
+    assert "canary" not in DeployConfig().identity()
+    canary = {"rules": ["canary/error_rate <= 0"]}
+    assert load_config(DeployConfig, {"canary": canary}).identity()["canary"]["share"] == 0.1
