@@ -29,7 +29,7 @@ def plan(config: DeployConfig, upstream: Mapping[str, Config]) -> dict[str, str]
     count = f"{scaling.min_replicas} to {scaling.max_replicas}" if scaling else str(config.num_replicas)
     lines = {"application": f"{config.app} at {config.route}", "replicas": f"{count} a model, {each} each"}
     if config.canary is not None:
-        lines["canary"] = f"{config.canary.share:.0%} of {config.canary.min_requests / config.canary.share:.0f} requests; {'; '.join(config.canary.rules)}"
+        lines["canary"] = f"{config.canary.share:.0%} of the traffic until {config.canary.min_requests} requests, then {'; '.join(config.canary.rules)}"
     return lines
 
 
@@ -70,7 +70,7 @@ def deploy(config: DeployConfig, models: tuple[ServedModel, ...], out: Out) -> D
             samples += answers
         rollout.settle()
     return Deployment(
-        app=config.app, route=config.route, url=url if live else None, live=live, replicas=config.num_replicas,
+        app=config.app, route=config.route, url=url if live else None, live=live, replicas=config.least_replicas,
         models=tuple(_deployed(model, admission, out.path) for model, admission in zip(models, admissions, strict=True)),
         canary=dump(config.canary) if config.canary is not None else None,
         metrics=tuple(metrics), samples=tuple(samples), start_s=round(start_s, 2), serve_command=f"fmray serve {_shown(out.path)}",

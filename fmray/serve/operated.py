@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 class OperatedFace(Face):
-    """The ingress deployment of an application in operation. `judge` decides its canaries; None where there is none."""
+    """The ingress deployment of an application in operation. `judge` decides its canaries (None where there is none); what else
+    is given by name is the face's.
+    """
 
-    def __init__(self, operation: Operation, judge: "DeploymentHandle[Any] | None", specs: tuple[ModelSpec, ...], *handles: "DeploymentHandle[Any]") -> None:
-        super().__init__(specs, *handles)
+    def __init__(
+        self, operation: Operation, judge: "DeploymentHandle[Any] | None", specs: tuple[ModelSpec, ...], *handles: "DeploymentHandle[Any]", **face: Any
+    ) -> None:
+        super().__init__(specs, *handles, **face)
         self._operation, self._judge = operation, judge
         self._names = tuple(spec.name for spec in specs)
 
