@@ -192,10 +192,12 @@ def serve(
     decision: Annotated[str | None, typer.Option("--decision", help="the gate's artifact that admits the checkpoint")] = None,
     waive: Annotated[str | None, typer.Option("--waive", metavar="REASON", help="serve without an admitting decision; recorded")] = None,
     by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="who waives")] = None,
+    api_keys: Annotated[Path | None, typer.Option("--api-keys", metavar="FILE", help="lines of NAME:SHA256; also from FMRAY_API_KEYS")] = None,
+    open_to_all: Annotated[bool, typer.Option("--open-to-all", help="serve other machines without API keys")] = False,
 ) -> None:
     """Serve checkpoints in the foreground, under the same gate rule as deploy."""
     paths = [local_path(target) for target in targets]
-    serve_foreground(paths, host=host, port=port, decision=local_path(decision) if decision else None, waive=waive, by=by, replicas=replicas)
+    serve_foreground(paths, host=host, port=port, decision=local_path(decision) if decision else None, waive=waive, by=by, replicas=replicas, api_keys=api_keys, open_to_all=open_to_all)
 
 
 def split_rest(rest: Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -14,7 +14,8 @@ from fmray.cluster import require as require_on_cluster
 from fmray.core.errors import ResourceError, RunError
 from fmray.serve.deployment import DeployConfig, ModelSpec
 from fmray.serve.face import Face
-from fmray.serve.replicas import ClassificationReplica, GenerationReplica
+from fmray.serve.protection import MAX_OPEN, Protection
+from fmray.serve.replicas import TASK_BATCH, GenerationReplica, TaskReplica
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -32,27 +33,30 @@ class Instance:
     ours: bool
 
 
-def build(specs: Sequence[ModelSpec], config: DeployConfig) -> "Application":
+def build(specs: Sequence[ModelSpec], config: DeployConfig, protection: Protection | None = None) -> "Application":
     """One deployment for each model and the HTTP face before them."""
     from ray import serve
 
-    def deployment(replica: type[Any], name: str, replicas: int, cpus: float, gpus: float) -> Any:
+    def deployment(replica: type[Any], name: str, replicas: int, cpus: float, gpus: float, at_once: int) -> Any:
         return serve.deployment(
             name=name,
             num_replicas=replicas,
-            max_ongoing_requests=256,  # more than the engine takes at once: it does its own queueing
+            max_ongoing_requests=at_once,
             max_constructor_retry_count=1,  # a model that cannot be opened cannot be opened the third time either
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=5.0,
             ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         )(replica)
 
-    heads = {"causal_lm": GenerationReplica, "sequence_classification": ClassificationReplica}
-    models = [
-        deployment(heads[spec.head], f"model-{spec.name}", config.num_replicas, config.num_cpus, config.num_gpus).bind(spec.path, config)
-        for spec in specs
-    ]
-    application: Application = deployment(serve.ingress()(Face), "face", 1, FACE_CPUS, 0.0).bind(tuple(specs), *models)
+    # More than a replica takes: it counts what is under way itself, and tells the rest to come back later.
+    at_once = config.max_requests + config.max_queued + TASK_BATCH + 64
+
+    def model(spec: ModelSpec) -> Any:
+        replica, arguments = (GenerationReplica, (spec.path,)) if spec.head == "causal_lm" else (TaskReplica, (spec.path, spec.head))
+        return deployment(replica, f"model-{spec.name}", config.num_replicas, config.num_cpus, config.num_gpus, at_once).bind(*arguments, config)
+
+    face = deployment(serve.ingress()(Face), "face", 1, FACE_CPUS, 0.0, 2 * MAX_OPEN)
+    application: Application = face.bind(tuple(specs), *(model(spec) for spec in specs), protection=protection)
     return application
 
 

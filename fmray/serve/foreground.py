@@ -12,8 +12,9 @@ from fmray.core.errors import ConfigError, RunError
 from fmray.model.checkpoint import Checkpoint
 from fmray.serve import application
 from fmray.serve.admission import Admission, Waiver, admit
-from fmray.serve.deploy import running, specs_of
+from fmray.serve.deploy import ready, running, specs_of
 from fmray.serve.deployment import DeployConfig, Deployment, ModelSpec
+from fmray.serve.face import ROUTES
 
 APP = "fmray-serve"
 WATCH_S = 2.0
@@ -35,6 +36,8 @@ def serve_foreground(
     waive: str | None = None,
     by: str | None = None,
     replicas: int = 1,
+    api_keys: Path | None = None,
+    open_to_all: bool = False,
 ) -> None:
     """Serves model directories, and the models of deployment artifacts, until Ctrl-C; then takes everything down.
 
@@ -43,20 +46,25 @@ def serve_foreground(
         decision: the artifact of the decision that admits the one model given; None looks beside each model.
         waive: the reason to serve a model without an admitting decision; recorded beside it and shown at /metadata.
         by: who waives.
+        api_keys: a file of NAME:SHA256 lines; beside it those of the environment variable FMRAY_API_KEYS are taken.
+        open_to_all: serve other machines without keys.
 
     Raises:
-        ArtifactError, ConfigError: a target is not a model, or the arguments do not fit together.
+        ArtifactError, ConfigError: a target is not a model, the arguments do not fit together, or other machines can reach the host
+            and there are no keys.
         GateRefused: a model has no admitting decision and there is no waiver.
         ResourceError: the port is in use, or the cluster lacks resources.
         RunError: a replica did not start, or the application was removed from outside.
         KeyboardInterrupt: Ctrl-C, after everything was taken down.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port)
+    keys = str(api_keys) if api_keys is not None else None
+    config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port, api_keys=keys, open_to_all=open_to_all)
+    protection = ready(config)
     specs = admitted(targets, decision=decision, waiver=Waiver.of(waive, by))
     connect()
     application.require(len(specs), config)
-    with running(specs, config, keep=False) as url:
+    with running(specs, config, keep=False, protection=protection) as url:
         print("\n".join(_greeting(url, specs)), flush=True)
         while application.is_up(config.app):
             time.sleep(WATCH_S)
@@ -95,8 +103,11 @@ def _greeting(url: str, specs: tuple[ModelSpec, ...]) -> list[str]:
 
 
 def _example(url: str, spec: ModelSpec) -> str:
-    if spec.head == "causal_lm":
-        route, body = "completions", {"model": spec.name, "prompt": DeployConfig().smoke_prompts[0], "max_tokens": 32}
-    else:
-        route, body = "classify", {"model": spec.name, "input": DeployConfig().smoke_prompts[0]}
-    return f"curl {url}/v1/{route} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    prompt = DeployConfig().smoke_prompts[0]
+    bodies: dict[str, dict[str, object]] = {
+        "causal_lm": {"prompt": prompt, "max_tokens": 32},
+        "masked_lm": {"input": f"{prompt} [MASK]"},
+        "question_answering": {"question": "What is it?", "context": prompt},
+    }
+    body = {"model": spec.name, **bodies.get(spec.head, {"input": prompt})}
+    return f"curl {url}{ROUTES[spec.head]} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
