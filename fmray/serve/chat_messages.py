@@ -8,21 +8,21 @@ from typing import Any
 from pydantic import Field
 
 from fmray.serve.engine import Chat, Completion, FinishReason, Generation, RequestError, TokenLogprob
-from fmray.serve.messages import MAX_LOGPROBS, Body, GenerationBody, total_usage
+from fmray.serve.messages import MAX_LOGPROBS, Body, GenerationBody, Utf8, total_usage
 
 
 class ContentPart(Body):
     """A part of a message; only those of type `text` can be read here."""
 
-    type: str
-    text: str | None = None
+    type: Utf8
+    text: Utf8 | None = None
 
 
 class Message(Body):
     """One message of a conversation."""
 
-    role: str = Field(min_length=1)
-    content: str | list[ContentPart] | None = None
+    role: Utf8 = Field(min_length=1)
+    content: Utf8 | list[ContentPart] | None = None
 
     def plain(self) -> dict[str, Any]:
         """The message as chat templates read it. Raises RequestError (400) for content that is no text."""

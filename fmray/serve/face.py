@@ -255,9 +255,10 @@ def add_error_bodies(api: "FastAPI") -> None:
     @api.exception_handler(RequestValidationError)
     async def malformed(request: "Request", error: RequestValidationError) -> "Response":
         first = error.errors()[0]
-        # Numbers are places in the text, or alternatives of a type: they say nothing to a client.
-        place = [part for part in first["loc"] if isinstance(part, str) and part != "body"]
-        return answer(RequestError(400, f"{'.'.join(place) or 'body'}: {first['msg']}", param=place[0] if place else None))
+        # Numbers are places in the text, and types stand for alternatives: they say nothing to a client.
+        place = [part for part in first["loc"] if isinstance(part, str) and part.isidentifier() and part not in ("body", "str", "int")]
+        said = first["msg"].removeprefix("Value error, ")
+        return answer(RequestError(400, f"{'.'.join(place) or 'body'}: {said}", param=place[0] if place else None))
 
     @api.exception_handler(Exception)
     async def broken(request: "Request", error: Exception) -> "Response":

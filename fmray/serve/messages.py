@@ -4,9 +4,9 @@ import itertools
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fmray.serve.engine import Completion, FinishReason, Generation, Prompt, RequestError, Sampling, TokenLogprob
 
@@ -29,6 +29,19 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 }
 
 
+def _sound(text: str) -> str:
+    """The text itself. Raises ValueError where JSON escaped half a character: no tokenizer and no answer could hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not sound Unicode (half a surrogate pair)") from None
+    return text
+
+
+Utf8 = Annotated[str, AfterValidator(_sound)]
+"""Text that can be written as UTF-8."""
+
+
 class Body(BaseModel):
     """The body of a request. Clients send fields of newer interfaces: accepted, as OpenAI does. Types are not converted: "16" is
     no number."""
@@ -45,13 +58,13 @@ class StreamOptions(Body):
 class GenerationBody(Body):
     """What completions and chats share. `top_k` is an addition to OpenAI's fields; 0 and -1 turn it off."""
 
-    model: str
+    model: Utf8
     max_tokens: int | None = Field(None, ge=0, lt=2**31)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: Utf8 | list[Utf8] | None = None
     n: int | None = Field(None, ge=1, le=MAX_TEXTS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -87,7 +100,7 @@ class GenerationBody(Body):
 class CompletionRequest(GenerationBody):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Utf8 | list[Utf8] | list[int] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
 

@@ -22,7 +22,7 @@ from fmray.serve.engine import (
     Tagged,
     Text,
 )
-from fmray.serve.messages import MAX_TEXTS, Body
+from fmray.serve.messages import MAX_TEXTS, Body, Utf8
 
 
 def _counted(inputs: Sequence[Any]) -> Sequence[Any]:
@@ -36,8 +36,8 @@ class TextsRequest(Body):
     """The body of POST /v1/classify and /v1/token-classify. `truncate` cuts an input that is longer than the model's context;
     without it that is an error."""
 
-    model: str
-    input: str | list[str]
+    model: Utf8
+    input: Utf8 | list[Utf8]
     truncate: bool = False
 
     def texts(self) -> list[str]:
@@ -52,8 +52,8 @@ class TextsRequest(Body):
 class FillMaskRequest(Body):
     """The body of POST /v1/fill-mask: texts with masks, written [MASK] or <mask>."""
 
-    model: str
-    input: str | list[str]
+    model: Utf8
+    input: Utf8 | list[Utf8]
     top_k: int = Field(5, ge=1, le=100)
 
     def asked(self) -> list[Input]:
@@ -64,9 +64,9 @@ class FillMaskRequest(Body):
 class QuestionAnswerRequest(Body):
     """The body of POST /v1/question-answer: a question about a passage."""
 
-    model: str
-    question: str
-    context: str
+    model: Utf8
+    question: Utf8
+    context: Utf8
 
     def asked(self) -> list[Input]:
         """The one question. Raises RequestError (400): it is blank."""
@@ -88,8 +88,8 @@ class SummarizeRequest(TextsRequest):
 class EmbeddingsRequest(Body):
     """The body of POST /v1/embeddings. `truncate` is an addition to OpenAI's fields, for encoders."""
 
-    model: str
-    input: str | list[str] | list[int] | list[list[int]]
+    model: Utf8
+    input: Utf8 | list[Utf8] | list[int] | list[list[int]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
     truncate: bool = False
