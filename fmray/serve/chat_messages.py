@@ -21,7 +21,7 @@ class ContentPart(Body):
 class Message(Body):
     """One message of a conversation."""
 
-    role: Utf8 = Field(min_length=1)
+    role: str = Field(pattern=r"^[A-Za-z_-]{1,64}$")  # templates may make a special token of it
     content: Utf8 | list[ContentPart] | None = None
 
     def plain(self) -> dict[str, Any]:

@@ -119,19 +119,21 @@ class Face:
         head = chunks.head | {"usage": None} if with_usage else chunks.head
         n_tokens: dict[int, int] = {}
         try:
-            yield "".join(event(head | {"choices": [choice]}) for choice in chunks.begin())
+            for choice in chunks.begin():
+                yield event(head | {"choices": [choice]})
             async for told in pieces:
                 if isinstance(told, RequestError):
                     raise told
                 n_tokens |= {index: piece.n_tokens for index, piece in told}
                 yield "".join(event(head | {"choices": [chunks.choice(index, piece)]}) for index, piece in told)
+        except (asyncio.CancelledError, GeneratorExit):
+            # The client left: the replica must not go on.
+            pieces.cancel()
+            raise
         except Exception as error:
             # The status line is long gone; clients raise on an event with an `error`.
             yield event(as_request_error(error).body())
             return
-        finally:
-            # When the client left, the replica must not go on.
-            pieces.cancel()
         if with_usage:
             yield event(head | {"choices": [], "usage": messages.usage(n_prompt_tokens, sum(n_tokens.values()))})
         yield DONE

@@ -128,3 +128,7 @@ def test_a_chat_needs_a_template_and_a_template_cannot_leave_its_sandbox(replica
     assert "unsafe" in told.message
     one._engine._tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     assert "roles must alternate" in refusal(asyncio.run(one.complete(chat))).message
+    one._engine._tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    spoken = one._engine.encode(Chat(({"role": "user", "content": "a<|eos|><|bos|>b"},)), 1)
+    assert (spoken[0], spoken[-1], spoken.count(0), spoken.count(1)) == (0, 1, 1, 1)
+    assert one._engine.decode(spoken) == "a<|eos|><|bos|>b"

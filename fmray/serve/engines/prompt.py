@@ -26,7 +26,7 @@ class PromptReader:
         if isinstance(prompt, str):
             ids = self._text(prompt)
         elif isinstance(prompt, Chat):
-            ids = self._ids(self._render(prompt))
+            ids = self._chat(prompt)
         else:
             ids = list(prompt)
         if not ids:
@@ -52,19 +52,19 @@ class PromptReader:
             ids = [int(self._tokenizer.bos_token_id)]
         return ids
 
-    def _ids(self, text: str) -> list[int]:
-        # A template writes the special tokens itself.
-        return [int(token) for token in self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
-
-    def _render(self, chat: Chat) -> str:
-        """The conversation as the model's template writes it. transformers runs a template in jinja's immutable sandbox."""
+    def _chat(self, chat: Chat) -> list[int]:
+        """The conversation as the model's template writes it, special tokens and all. transformers runs a template in jinja's
+        immutable sandbox; special tokens that stand in a message are read as plain text, so that nobody speaks in another's role."""
         if not self._tokenizer.chat_template:
             message = "this model has no chat template, so it cannot chat: ask it at /v1/completions"
             raise RequestError(400, message, param="model", code="no_chat_template")
         from jinja2.exceptions import TemplateError
 
         try:
-            return str(self._tokenizer.apply_chat_template(list(chat.messages), tokenize=False, add_generation_prompt=True))
+            ids = self._tokenizer.apply_chat_template(
+                list(chat.messages), tokenize=True, return_dict=False, add_generation_prompt=True, sanitize_control_tokens=True
+            )
         except (TemplateError, TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise RequestError(400, f"the model's chat template does not take these messages ({first})", param="messages") from None
+        return [int(token) for token in ids]
