@@ -1,6 +1,7 @@
 """The deployments behind the HTTP face, each around its engine. Errors of a request are handed back as values."""
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -103,8 +104,9 @@ class GenerationReplica:
         try:
             rows = self._encode(asked.prompts, asked.sampling.max_tokens)
             yield sum(len(row) for row in rows)
-            async for told in self._run(rows, asked, stream=True):
-                yield told
+            async with contextlib.aclosing(self._run(rows, asked, stream=True)) as running:
+                async for told in running:
+                    yield told
         except RequestError as error:
             yield error
 
@@ -127,7 +129,11 @@ class GenerationReplica:
         if one.truncate:
             raise RequestError(400, "this model's engine does not truncate: shorten the input", param="truncate", code="unsupported_parameter")
         prompt: Prompt = one.text if isinstance(one.text, str) else list(one.text)
-        return self._engine.encode(prompt, 0)
+        try:
+            return self._engine.encode(prompt, 0)
+        except RequestError as error:
+            error.param = "input"
+            raise
 
     def _encode(self, prompts: Sequence[Prompt], max_tokens: int | None) -> list[list[int]]:
         limit = self._config.max_new_tokens

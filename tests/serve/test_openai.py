@@ -221,7 +221,7 @@ CHAT = '{"model": "chatty", "messages": [{"role": "user", "content": "x"}]'
         ("completions", b'{"model": "chatty", "prompt": "x", "max_tokens": 100000000}', 400, "prompt"),
         ("completions", b'{"model": "chatty", "prompt": "x", "stop": ["a", 1]}', 400, "stop"),
         ("embeddings", b'{"model": "chatty", "input": "x", "encoding_format": "hex"}', 400, "encoding_format"),
-        ("embeddings", b'{"model": "chatty", "input": [999999]}', 400, "prompt"),
+        ("embeddings", b'{"model": "chatty", "input": [999999]}', 400, "input"),
         ("summarize", b'{"model": "chatty", "input": "x"}', 400, "model"),
         ("fill-mask", b'{"model": "nobody", "input": "x"}', 404, "model"),
         ("question-answer", b'{"model": "chatty", "question": " ", "context": "x"}', 400, "question"),

@@ -12,6 +12,7 @@ from fmray.serve.engines.sampling import Drawn
 # Logits of one pass: 2**25 of them are 128 MiB in float32.
 MAX_LOGITS = 2**25
 MAX_ROWS = 16
+IMPOSSIBLE = -9999.0
 
 
 def groups(rows: Sequence[Sequence[int]], max_cells: int) -> list[list[int]]:
@@ -74,10 +75,14 @@ def mean_pooled(body: Any, rows: Sequence[Sequence[int]], pad: int) -> list[Embe
 
 
 def shown(tokenizer: Any, token: int, drawn: Drawn | None) -> TokenLogprob:
-    """A token's log-probabilities with the texts of the tokens instead of their ids."""
+    """A token's log-probabilities with the texts of the tokens instead of their ids.
+
+    The impossible is told as -9999, as OpenAI does: JSON has no infinity.
+    """
     if drawn is None:
         return TokenLogprob(_text(tokenizer, token), None)
-    return TokenLogprob(_text(tokenizer, token), drawn.logprob, tuple((_text(tokenizer, i), value) for i, value in drawn.top))
+    top = tuple((_text(tokenizer, i), max(value, IMPOSSIBLE)) for i, value in drawn.top)
+    return TokenLogprob(_text(tokenizer, token), max(drawn.logprob, IMPOSSIBLE), top)
 
 
 def _text(tokenizer: Any, token: int) -> str:

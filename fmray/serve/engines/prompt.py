@@ -29,18 +29,18 @@ class PromptReader:
             ids = self._chat(prompt)
         else:
             ids = list(prompt)
+        param = "messages" if isinstance(prompt, Chat) else "prompt"
         if not ids:
-            raise RequestError(400, "the prompt is empty and this model has no token to begin with", param="prompt")
+            raise RequestError(400, "the prompt is empty and this model has no token to begin with", param=param)
         wrong = next((token for token in ids if not 0 <= token < self._vocab_size), None)
         if wrong is not None:
-            raise RequestError(400, f"token id {wrong} is outside the vocabulary of {self._vocab_size}", param="prompt")
+            raise RequestError(400, f"token id {wrong} is outside the vocabulary of {self._vocab_size}", param=param)
         behind = 1 if max_tokens is None else max_tokens
         if len(ids) + behind > self._max_model_len:
             message = (
                 f"this model's maximum context length is {self._max_model_len} tokens, and {len(ids) + behind} were requested "
                 f"({len(ids)} in the prompt, {behind} for the completion)"
             )
-            param = "messages" if isinstance(prompt, Chat) else "prompt"
             raise RequestError(400, message, param=param, code="context_length_exceeded")
         return ids
 
