@@ -65,7 +65,7 @@ def serve_foreground(
     connect()
     application.require(len(specs), config)
     with running(specs, config, keep=False, protection=protection) as url:
-        print("\n".join(_greeting(url, specs)), flush=True)
+        print("\n".join(_greeting(url, specs, keyed=bool(protection.keys))), flush=True)
         while application.is_up(config.app):
             time.sleep(WATCH_S)
         raise RunError("was taken down from outside", where=f"application {config.app}")
@@ -92,14 +92,15 @@ def _models(target: Path) -> list[_Target]:
     raise ConfigError(f"is a {record.kind}, which cannot be served", where=str(target), todo="give a checkpoint or a deployment")
 
 
-def _greeting(url: str, specs: tuple[ModelSpec, ...]) -> list[str]:
+def _greeting(url: str, specs: tuple[ModelSpec, ...], *, keyed: bool) -> list[str]:
+    key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
     lines = [f"serving at {url}  (OpenAI base_url: {url}/v1)"]
     for spec in specs:
         decision, waiver = spec.card["decision"], spec.card["waiver"]
         why = f"waived by {waiver['by']}: {waiver['reason']}" if waiver else f"admitted by {decision['name']}"
         lines.append(f"  {spec.name}  {spec.head}, {why}")
-        lines.append(f"    {_example(url, spec)}")
-    return [*lines, f"  curl {url}/metadata", "Ctrl-C ends it"]
+        lines.append(f"    {_example(url, spec)}{key}")
+    return [*lines, f"  curl {url}/metadata{key}", "Ctrl-C ends it"]
 
 
 def _example(url: str, spec: ModelSpec) -> str:

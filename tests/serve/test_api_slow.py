@@ -93,8 +93,8 @@ def test_generated_requests_meet_the_schema_and_never_a_5xx(url: str) -> None:
     modes = schemathesis.GenerationMode
     n, statuses = 0, set()
     for operation in operations:
-        share = CASES * 9 // 10 // len(bodies) // 2 if operation in bodies else max(1, CASES // 10 // (len(operations) - len(bodies)) // 2)
-        for mode in modes:
+        share = CASES // (2 * len(bodies)) + 1
+        for mode in modes if operation in bodies else (modes.POSITIVE,):
 
             @settings(max_examples=share, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
             @given(case=operation.as_strategy(generation_mode=mode), served=st.sampled_from([None, "chatty", "sorter", *HEADS]))
@@ -108,7 +108,7 @@ def test_generated_requests_meet_the_schema_and_never_a_5xx(url: str) -> None:
                 case.validate_response(answer, checks=chosen)
 
             ask()
-    assert n >= 0.8 * CASES
+    assert n >= CASES
     assert {200, 400, 404} <= statuses
     assert max(statuses) < 500
     assert httpx.get(f"{url}/health", timeout=60).json()["status"] == "ok"
