@@ -52,7 +52,8 @@ def build(specs: Sequence[ModelSpec], config: DeployConfig, protection: Protecti
     at_once = config.max_requests + config.max_queued + TASK_BATCH + 64
 
     def model(spec: ModelSpec) -> Any:
-        replica, arguments = (GenerationReplica, (spec.path,)) if spec.head == "causal_lm" else (TaskReplica, (spec.path, spec.head))
+        replica: type[Any] = GenerationReplica if spec.head == "causal_lm" else TaskReplica
+        arguments = (spec.path,) if spec.head == "causal_lm" else (spec.path, spec.head)
         return deployment(replica, f"model-{spec.name}", config.num_replicas, config.num_cpus, config.num_gpus, at_once).bind(*arguments, config)
 
     face = deployment(serve.ingress()(Face), "face", 1, FACE_CPUS, 0.0, 2 * MAX_OPEN)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from fmray.serve.engine import Completion, FinishReason, Generation, Prompt, RequestError, Sampling, TokenLogprob
+from fmray.serve.engine import Completion, FinishReason, Generation, RequestError, Sampling, TokenLogprob
 
 MAX_TEXTS = 128
 MAX_STOPS = 16
@@ -112,7 +112,7 @@ class CompletionRequest(GenerationBody):
         """
         prompt = self.prompt
         single = isinstance(prompt, str) or (len(prompt) > 0 and all(isinstance(token, int) for token in prompt))
-        prompts: list[Prompt] = [prompt] if single else list(prompt)  # type: ignore[list-item]
+        prompts: list[Any] = [prompt] if single else list(prompt)
         n = self.n or 1
         if not 1 <= len(prompts) * n <= MAX_TEXTS:
             raise RequestError(400, f"give between 1 and {MAX_TEXTS} prompts times n, not {len(prompts) * n}", param="prompt")

@@ -1,5 +1,6 @@
 """The engines: one adapter file each, and which one serves a head."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fmray.model.checkpoint import Head
@@ -14,7 +15,7 @@ from fmray.serve.engines.summarizing import Summarizing
 from fmray.serve.engines.tagging import Tagging
 from fmray.serve.engines.vllm import Vllm
 
-TASK_ENGINES = {
+TASK_ENGINES: dict[Head, Callable[..., TaskEngine]] = {
     "sequence_classification": Classification,
     "token_classification": Tagging,
     "question_answering": Answering,
@@ -49,5 +50,4 @@ def generation_engine(path: Path, config: DeployConfig) -> GenerationEngine:
 
 def task_engine(path: Path, head: Head, config: DeployConfig) -> TaskEngine:
     """The engine of a head that reads whole inputs, with a model open in it. Raises ArtifactError when it cannot be opened."""
-    engine: TaskEngine = TASK_ENGINES[head](path, device=_device(config), threads=_threads(config))
-    return engine
+    return TASK_ENGINES[head](path, device=_device(config), threads=_threads(config))
