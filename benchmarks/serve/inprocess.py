@@ -64,7 +64,7 @@ def engine(folder: Path, asked: list[Request]) -> dict[str, Any]:
     from fmray.serve.engine import Sampling
     from fmray.serve.engines.continuous import ContinuousBatching
 
-    made = ContinuousBatching(folder, device="cpu", dtype="float32", threads=1, cache_tokens=4096, max_requests=32)
+    made = ContinuousBatching(folder, device="cpu", dtype="float32", threads=1, cache_tokens=8192, max_requests=32)
 
     async def first(request: Request) -> float:
         began = time.perf_counter()

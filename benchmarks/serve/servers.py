@@ -20,6 +20,8 @@ from fmray.serve.deploy import running, specs_of
 from fmray.serve.deployment import DeployConfig
 
 COUNTED = ("ray::ServeReplica", "ray::ProxyActor")
+N_COUNTED = 3  # the model's replica, the face, the proxy
+CACHE_TOKENS = 8192
 START_S = 180.0
 
 
@@ -45,10 +47,12 @@ def fmray_serve(folder: Path) -> Iterator[Server]:
     temp = tempfile.mkdtemp(prefix="fmb", dir="/tmp")
     ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=temp, object_store_memory=200_000_000, log_to_driver=False)
     try:
-        config = DeployConfig(app="bench", num_cpus=1.0, port=free_port("127.0.0.1"))
+        config = DeployConfig(app="bench", num_cpus=1.0, cache_tokens=CACHE_TOKENS, port=free_port("127.0.0.1"))
         specs = specs_of([admit(folder, waiver=Waiver("benchmarks", "measured"))], ["bench"])
         with running(specs, config, keep=False) as url:
-            mine = [p for p in psutil.process_iter(["name", "cmdline"]) if _is_serving(p, temp)]
+            mine = [p for p in psutil.process_iter(["cmdline"]) if _is_serving(p, temp)]
+            if len(mine) != N_COUNTED:
+                raise ValueError(f"{len(mine)} serving processes were found, not {N_COUNTED}")
             yield Server(url, "bench", lambda: _cpu_s(mine))
     finally:
         ray.shutdown()
@@ -103,7 +107,7 @@ def transformers_serve(folder: Path) -> Iterator[Server]:
     """transformers' own server, with continuous batching and the cache that fmray has (its default takes most of the memory)."""
     port = free_port("127.0.0.1")
     command = [
-        sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--continuous-batching", "--cb-num-blocks", "128",
+        sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--continuous-batching", "--cb-num-blocks", str(CACHE_TOKENS // 32),
         "--cb-block-size", "32", "--cb-max-batch-tokens", "256", "--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
     with _child(command, port, str(folder)) as server:
