@@ -197,6 +197,8 @@ def serve(
     feedback: Annotated[str | None, typer.Option("--feedback", metavar="FILE", help="JSONL that POST /v1/feedback appends to")] = None,
     request_log: Annotated[str | None, typer.Option("--request-log", metavar="FILE", help="JSONL with a line a request, without its text")] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="put the text of requests in the request log too")] = False,
+    api_keys: Annotated[str | None, typer.Option("--api-keys", metavar="FILE", help="lines of NAME:SHA256; also from FMRAY_API_KEYS")] = None,
+    open_to_all: Annotated[bool, typer.Option("--open-to-all", help="serve other machines without API keys")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="print the YAML for `serve deploy` or a RayService, and end")] = False,
     check_config: Annotated[str | None, typer.Option("--check-config", metavar="FILE", help="check such a YAML strictly, and end")] = None,
 ) -> None:
@@ -206,11 +208,11 @@ def serve(
         return
     if not targets:
         raise ConfigError("name what to serve: a checkpoint's or a deployment's folder", where="serve")
-    files = [local_path(file) if file else None for file in (feedback, request_log)]
+    files = [local_path(file) if file else None for file in (feedback, request_log, api_keys)]
     run = print_serve_config if print_config else serve_foreground
     run(
         [local_path(target) for target in targets], host=host, port=port, decision=local_path(decision) if decision else None, waive=waive, by=by,
-        replicas=replicas, feedback=files[0], request_log=files[1], log_prompts=log_prompts,
+        replicas=replicas, feedback=files[0], request_log=files[1], log_prompts=log_prompts, api_keys=files[2], open_to_all=open_to_all,
     )  # fmt: skip
 
 

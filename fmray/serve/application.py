@@ -18,7 +18,8 @@ from fmray.serve.judge import CanaryJudge
 from fmray.serve.meters import DEPLOYMENT_PREFIX
 from fmray.serve.operated import OperatedFace
 from fmray.serve.operation import Operation
-from fmray.serve.replicas import ClassificationReplica, GenerationReplica
+from fmray.serve.protection import MAX_OPEN, Protection
+from fmray.serve.replicas import TASK_BATCH, GenerationReplica, TaskReplica
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -36,29 +37,32 @@ class Instance:
     ours: bool
 
 
-def build(specs: Sequence[ModelSpec], config: DeployConfig, operation: Operation) -> "Application":
+def build(specs: Sequence[ModelSpec], config: DeployConfig, operation: Operation, protection: Protection) -> "Application":
     """One deployment for each model and the HTTP face before them, with a judge beside it while there are canaries."""
     from ray import serve
 
-    def deployment(replica: type[Any], name: str, scale: dict[str, Any], cpus: float, gpus: float) -> Any:
+    def deployment(replica: type[Any], name: str, scale: dict[str, Any], cpus: float, gpus: float, at_once: int) -> Any:
         return serve.deployment(
             name=name,
             **scale,
-            max_ongoing_requests=256,  # more than the engine takes at once: it does its own queueing
+            max_ongoing_requests=at_once,
             max_constructor_retry_count=1,  # a model that cannot be opened cannot be opened the third time either
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=config.drain_s,
             ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         )(replica)
 
-    heads = {"causal_lm": GenerationReplica, "sequence_classification": ClassificationReplica}
-    models = [
-        deployment(heads[spec.head], DEPLOYMENT_PREFIX + spec.name, scale_of(config), config.num_cpus, config.num_gpus).bind(spec.path, config)
-        for spec in specs
-    ]
-    judge = deployment(CanaryJudge, "judge", {"num_replicas": 1}, 0.0, 0.0).bind(operation.canaries) if operation.canaries else None
-    face = deployment(serve.ingress()(OperatedFace), "face", {"num_replicas": faces(config)}, FACE_CPUS, 0.0)
-    application: Application = face.bind(operation, judge, tuple(specs), *models)
+    # More than a replica takes: it counts what is under way itself, and tells the rest to come back later.
+    at_once = config.max_requests + config.max_queued + TASK_BATCH + 64
+
+    def model(spec: ModelSpec) -> Any:
+        replica: type[Any] = GenerationReplica if spec.head == "causal_lm" else TaskReplica
+        arguments = (spec.path,) if spec.head == "causal_lm" else (spec.path, spec.head)
+        return deployment(replica, DEPLOYMENT_PREFIX + spec.name, scale_of(config), config.num_cpus, config.num_gpus, at_once).bind(*arguments, config)
+
+    judge = deployment(CanaryJudge, "judge", {"num_replicas": 1}, 0.0, 0.0, 256).bind(operation.canaries) if operation.canaries else None
+    face = deployment(serve.ingress()(OperatedFace), "face", {"num_replicas": faces(config)}, FACE_CPUS, 0.0, 2 * MAX_OPEN)
+    application: Application = face.bind(operation, judge, tuple(specs), *(model(spec) for spec in specs), protection=protection)
     return application
 
 

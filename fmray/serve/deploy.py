@@ -3,19 +3,24 @@
 import contextlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fmray.cluster import connect, is_private
 from fmray.core.artifact import Artifact, Record
 from fmray.core.config import Config, dump
+from fmray.core.errors import ConfigError
 from fmray.core.stage import Out, stage
 from fmray.serve import application, smoke
 from fmray.serve.admission import Admission, admit
 from fmray.serve.deployment import DeployConfig, DeployedModel, Deployment, ModelSpec, ServedModel
+from fmray.serve.engines.vllm import require_vllm
 from fmray.serve.operation import Operation
+from fmray.serve.protection import Protection, protect, require_keys
 from fmray.serve.registry import REGISTRY, Registry
 from fmray.serve.rollout import Rollout, roll_out, storage_of
 
@@ -44,13 +49,15 @@ def deploy(config: DeployConfig, models: tuple[ServedModel, ...], out: Out) -> D
     """Brings the models up, measures smoke requests, and takes them down again when the Ray in use ends with this process.
 
     Raises:
-        ConfigError: no model, or two under one name.
+        ConfigError: no model, or two under one name, an engine that is not installed, or a host that needs API keys.
         GateRefused: a checkpoint's files are not those that its decision admitted.
         ResourceError: the port is in use, or the cluster lacks resources.
         RunError: a replica did not start, or a smoke request failed.
     """
     names = [m.checkpoint.name for m in models]
     admissions = [admit(m.checkpoint.path, decision=m.decision.path) for m in models]
+    own_key = secrets.token_urlsafe(32)
+    protection = ready(config, own_key)
     rollout = roll_out(Registry(storage_of(out.path) / REGISTRY), admissions, names, config.canary)
     specs = rollout.specs
     connect()
@@ -60,12 +67,12 @@ def deploy(config: DeployConfig, models: tuple[ServedModel, ...], out: Out) -> D
         out.progress(f"{canary.name}: version {canary.candidate} beside the champion, version {canary.champion}")
     out.progress("starting Ray Serve")
     started = time.monotonic()
-    with serve_log_in(out.log), running(specs, config, keep=live, operation=_operation(config, rollout, out)) as url:
+    with serve_log_in(out.log), running(specs, config, keep=live, operation=_operation(config, rollout, out), protection=protection) as url:
         start_s = time.monotonic() - started
         metrics, samples = [], []
         for done, spec in enumerate(specs):
             out.progress(f"asking {spec.name}", done=done, total=len(specs))
-            measured, answers = smoke.smoke(url, spec, config)
+            measured, answers = smoke.smoke(url, spec, config, own_key if protection.keys else None)
             metrics += measured
             samples += answers
         rollout.settle()
@@ -77,16 +84,34 @@ def deploy(config: DeployConfig, models: tuple[ServedModel, ...], out: Out) -> D
     )  # fmt: skip
 
 
+def ready(config: DeployConfig, own_key: str | None = None) -> Protection:
+    """What can be known before anything starts: the engine is there, and who may ask.
+
+    Raises:
+        ConfigError: the engine is not installed, its keys cannot be read, or the host needs keys.
+    """
+    if config.engine == "vllm":
+        require_vllm()
+        if config.num_gpus <= 0:
+            raise ConfigError("the engine vllm needs a GPU", where="num_gpus", todo="give num_gpus, or use the engine transformers")
+    return protect(config, own_key)
+
+
 @contextlib.contextmanager
-def running(specs: tuple[ModelSpec, ...], config: DeployConfig, *, keep: bool, operation: Operation | None = None) -> Iterator[str]:
+def running(
+    specs: tuple[ModelSpec, ...], config: DeployConfig, *, keep: bool, operation: Operation | None = None, protection: Protection | None = None
+) -> Iterator[str]:
     """Serves the models while the block runs, and gives the application's URL. With `keep`, a block that succeeds leaves them up.
 
     An application of this name that is up is upgraded, replica by replica; with `keep`, a failed upgrade leaves it there.
     """
+    protection = ready(config) if protection is None else protection
     instance = application.start(config.host, config.port)
     kept = keep and application.is_up(config.app)
     try:
-        application.bring_up(application.build(specs, config, operation or Operation()), config)
+        # The cluster's Serve may listen elsewhere than this config says.
+        require_keys(urlsplit(instance.url).hostname or "", protection.keys, config)
+        application.bring_up(application.build(specs, config, operation or Operation(), protection), config)
         url = instance.url + config.route.rstrip("/")
         smoke.wait_healthy(url)
         yield url

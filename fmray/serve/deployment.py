@@ -34,6 +34,7 @@ class DeployConfig(Config):
     app: str = Field("fmray", pattern=r"^[A-Za-z0-9._-]+$", description="name of the Ray Serve application")
     route: str = Field("/", pattern=r"^/[A-Za-z0-9._/-]*$", description="path below which the application answers")
     dtype: Literal["float32", "bfloat16"] = "float32"
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="what generates text; vllm needs a GPU and its own package")
     num_replicas: int = Field(1, ge=1, description="replicas of each model")
     smoke_prompts: tuple[str, ...] = Field(("Return the", "This module provides", "Raise an error if"), min_length=1)
     smoke_requests: int = Field(8, ge=1, description="measured requests to each model")
@@ -48,6 +49,14 @@ class DeployConfig(Config):
     num_gpus: float = runtime(0.0, ge=0)
     cache_tokens: int = runtime(4096, ge=64)
     max_requests: int = runtime(32, ge=1)
+    max_queued: int = runtime(128, ge=0)
+    max_prompt_tokens: int | None = runtime(None, ge=1)
+    max_new_tokens: int | None = runtime(None, ge=1)
+    max_body_mb: float = runtime(2.0, gt=0)
+    deadline_s: float = runtime(300.0, gt=0)
+    api_keys: str | None = runtime(None)
+    open_to_all: bool = runtime(False)
+    requests_per_min: int | None = runtime(None, ge=1)
     start_timeout_s: float = runtime(300.0, gt=0)
 
     @property

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fmray.serve.engine import RequestError
 from fmray.serve.request_log import append
+from fmray.serve.schema import ERRORS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -61,7 +62,7 @@ class FeedbackRequest(BaseModel):
 def add_feedback(api: "FastAPI", file: str | None, models: Collection[str]) -> None:
     """Adds the route. Without a file it answers 404, so that nobody believes a word was kept."""
 
-    @api.post(ROUTE, status_code=201)
+    @api.post(ROUTE, status_code=201, responses=ERRORS)
     async def feedback(body: FeedbackRequest) -> dict[str, Any]:
         if file is None:
             raise RequestError(404, "feedback is not kept here: the server was started without a file for it", code="feedback_off")

@@ -15,8 +15,9 @@ from fmray.model.checkpoint import Checkpoint
 from fmray.serve import application, manifest
 from fmray.serve.admission import Admission, Waiver, admit
 from fmray.serve.canary import CanaryConfig
-from fmray.serve.deploy import running
+from fmray.serve.deploy import ready, running
 from fmray.serve.deployment import DeployConfig, Deployment, ModelSpec
+from fmray.serve.face import ROUTES
 from fmray.serve.judge import Canary
 from fmray.serve.operation import Operation
 from fmray.serve.registry import REGISTRY, Registry
@@ -46,6 +47,8 @@ def serve_foreground(
     feedback: Path | None = None,
     request_log: Path | None = None,
     log_prompts: bool = False,
+    api_keys: Path | None = None,
+    open_to_all: bool = False,
 ) -> None:
     """Serves model directories, and the models of deployment artifacts, until Ctrl-C; then takes everything down.
 
@@ -56,22 +59,27 @@ def serve_foreground(
         by: who waives.
         feedback: the JSONL file that POST /v1/feedback appends to; None refuses feedback.
         request_log: the JSONL file that gets a line a request; `log_prompts` puts the requests' text in it.
+        api_keys: a file of NAME:SHA256 lines; beside it those of the environment variable FMRAY_API_KEYS are taken.
+        open_to_all: serve other machines without keys.
 
     Raises:
-        ArtifactError, ConfigError: a target is not a model, or the arguments do not fit together.
+        ArtifactError, ConfigError: a target is not a model, the arguments do not fit together, or other machines can reach the host
+            and there are no keys.
         GateRefused: a model has no admitting decision and there is no waiver.
         ResourceError: the port is in use, or the cluster lacks resources.
         RunError: a replica did not start, or the application was removed from outside.
         KeyboardInterrupt: Ctrl-C, after everything was taken down.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port)
+    keys = _text(api_keys)
+    config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port, api_keys=keys, open_to_all=open_to_all)
+    protection = ready(config)
     specs, canaries = planned(targets, decision=decision, waiver=Waiver.of(waive, by))
     operation = Operation(canaries, feedback=_text(feedback), request_log=_text(request_log), log_prompts=log_prompts)
     connect()
     application.require(len(specs), config)
-    with running(specs, config, keep=False, operation=operation) as url:
-        print("\n".join(_greeting(url, specs)), flush=True)
+    with running(specs, config, keep=False, operation=operation, protection=protection) as url:
+        print("\n".join(_greeting(url, specs, keyed=bool(protection.keys))), flush=True)
         while application.is_up(config.app):
             time.sleep(WATCH_S)
         raise RunError("was taken down from outside", where=f"application {config.app}")
@@ -89,10 +97,14 @@ def print_serve_config(
     feedback: Path | None,
     request_log: Path | None,
     log_prompts: bool,
+    api_keys: Path | None,
+    open_to_all: bool,
 ) -> None:
     """Prints the YAML with which `serve deploy` or a RayService serves these targets; arguments and errors as for `serve_foreground`."""
     specs, canaries = planned(targets, decision=decision, waiver=Waiver.of(waive, by))
-    config = DeployConfig(num_replicas=replicas, host=host, port=port, log_prompts=log_prompts)
+    config = DeployConfig(
+        num_replicas=replicas, host=host, port=port, log_prompts=log_prompts, api_keys=_text(api_keys), open_to_all=open_to_all,
+    )
     decisions = {m.name: _text(decision or m.decision) for target in targets for m in _models(target)}
     operation = Operation(feedback=_text(feedback), request_log=_text(request_log), log_prompts=log_prompts)
     print(manifest.write(specs, canaries, decisions, config, operation), end="")
@@ -160,19 +172,23 @@ def _models(target: Path) -> list[_Target]:
     raise ConfigError(f"is a {record.kind}, which cannot be served", where=str(target), todo="give a checkpoint or a deployment")
 
 
-def _greeting(url: str, specs: tuple[ModelSpec, ...]) -> list[str]:
+def _greeting(url: str, specs: tuple[ModelSpec, ...], *, keyed: bool) -> list[str]:
+    key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
     lines = [f"serving at {url}  (OpenAI base_url: {url}/v1)"]
     for spec in specs:
         decision, waiver = spec.card["decision"], spec.card["waiver"]
         why = f"waived by {waiver['by']}: {waiver['reason']}" if waiver else f"admitted by {decision['name']}"
         lines.append(f"  {spec.name}  {spec.head}, {why}")
-        lines.append(f"    {_example(url, spec)}")
-    return [*lines, f"  curl {url}/metadata", "Ctrl-C ends it"]
+        lines.append(f"    {_example(url, spec)}{key}")
+    return [*lines, f"  curl {url}/metadata{key}", "Ctrl-C ends it"]
 
 
 def _example(url: str, spec: ModelSpec) -> str:
-    if spec.head == "causal_lm":
-        route, body = "completions", {"model": spec.name, "prompt": DeployConfig().smoke_prompts[0], "max_tokens": 32}
-    else:
-        route, body = "classify", {"model": spec.name, "input": DeployConfig().smoke_prompts[0]}
-    return f"curl {url}/v1/{route} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    prompt = DeployConfig().smoke_prompts[0]
+    bodies: dict[str, dict[str, object]] = {
+        "causal_lm": {"prompt": prompt, "max_tokens": 32},
+        "masked_lm": {"input": f"{prompt} [MASK]"},
+        "question_answering": {"question": "What is it?", "context": prompt},
+    }
+    body = {"model": spec.name, **bodies.get(spec.head, {"input": prompt})}
+    return f"curl {url}{ROUTES[spec.head]} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

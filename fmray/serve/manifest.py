@@ -17,6 +17,7 @@ from fmray.core.config import Config, did_you_mean, dump, load_config
 from fmray.core.errors import ConfigError
 from fmray.serve import application as app
 from fmray.serve.admission import Waiver, admit
+from fmray.serve.deploy import ready
 from fmray.serve.deployment import DeployConfig, ModelSpec
 from fmray.serve.judge import Canary
 from fmray.serve.meters import DEPLOYMENT_PREFIX
@@ -58,7 +59,7 @@ def application(args: dict[str, Any]) -> "Application":
     """What Serve calls in the cluster: the models are held to the gate there, by the digest of the files that lie there then.
 
     Raises:
-        ConfigError: an argument that is not known.
+        ConfigError: an argument that is not known, or a host that needs API keys.
         GateRefused: a model has neither an admitting decision nor a waiver.
     """
     wanted = load_config(AppArgs, args, where="args")
@@ -67,7 +68,7 @@ def application(args: dict[str, Any]) -> "Application":
         waiver = Waiver(by=model.waiver.by, reason=model.waiver.reason) if model.waiver is not None else None
         admissions.append(admit(Path(model.path), decision=Path(model.decision) if model.decision else None, waiver=waiver))
     operation = Operation(feedback=wanted.feedback, request_log=wanted.request_log, log_prompts=wanted.config.log_prompts)
-    return app.build(specs_of(admissions, [model.name for model in wanted.models]), wanted.config, operation)
+    return app.build(specs_of(admissions, [model.name for model in wanted.models]), wanted.config, operation, ready(wanted.config))
 
 
 def write(specs: tuple[ModelSpec, ...], canaries: tuple[Canary, ...], decisions: Mapping[str, str | None], config: DeployConfig, operation: Operation) -> str:
