@@ -166,6 +166,17 @@ def test_a_body_too_long_to_read_passes_by_whole() -> None:
     assert len(answer.json()["choices"][0]["text"]) == MAX_READ + 10
 
 
+@pytest.mark.parametrize("prefix", ["", "/play"])
+def test_the_playground_is_at_the_root_of_the_application(prefix: str) -> None:
+    async def visit() -> httpx.Response:
+        transport = httpx.ASGITransport(app=application(Operation(), []), root_path=prefix)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x", follow_redirects=True) as client:
+            return await client.get(prefix or "/")
+
+    answer = asyncio.run(visit())
+    assert (answer.status_code, answer.text, answer.headers["content-security-policy"]) == (200, page()[0], page()[1]["Content-Security-Policy"])
+
+
 def test_the_playground_runs_its_own_script_alone() -> None:
     text, headers = page()
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")

@@ -55,7 +55,7 @@ async def press(page: chromium.Page, key: str, *, control: bool = False) -> None
 async def visit(url: str, *, width: int, dark: bool) -> dict[str, Any]:
     async with chromium.page() as page:
         await page.open(url, width=width, dark=dark)
-        await until(page, "document.querySelector('#health').textContent === 'ready'")
+        await until(page, "document.querySelector('#health')?.textContent === 'ready'")
         await page.evaluate("document.querySelector('#prompt').focus()")
         await press(page, "Enter", control=True)
         await until(page, "document.querySelector('#count').textContent === '1'")

@@ -129,7 +129,7 @@ def test_the_commands_show_and_change_it(registry: Registry) -> None:
     assert (promoted["champion"], promoted["history"][0]["reason"]) == (2, "seen enough")
     assert "v2" in run("status", "lm")
     for arguments, error, words in (
-        (["rollback", "ml"], ConfigError, "did you mean 'lm'"),
+        (["rollback", "lmx"], ConfigError, "did you mean 'lm'"),
         (["promote", "lm"], ConfigError, "has no candidate"),
         (["promote", "lm", "--by", "Ada"], ConfigError, "both a reason and a name"),
     ):
