@@ -66,6 +66,7 @@ def test_a_full_queue_says_when_to_come_back_and_a_client_who_leaves_frees_it(re
         full = refusal(await one.complete(LONG))
         assert (full.status, full.code, full.headers()) == (429, "queue_full", {"Retry-After": "1"})
         assert refusal(await one.embed([Embeddable("x")])).status == 429
+        assert [refusal(told).status async for told in one.stream(LONG)] == [429]
         assert refusal(await one.complete(Generation(("x",), Sampling(), n=5))).status == 400
         for task in tasks:
             task.cancel()
