@@ -19,6 +19,8 @@ KEYS_VARIABLE = "FMRAY_API_KEYS"
 OPEN_PATHS = frozenset({"", "/", "/health"})
 """Answered without a key: what load balancers ask, and the page that asks for the key."""
 MAX_OPEN = 512
+# So much of a body that is too long is read and thrown away: most clients read no answer before they have sent all.
+MAX_DRAINED_BYTES = 200_000_000
 ENTRY = re.compile(r"([\w.@-]+):([0-9a-fA-F]{64})(?::([1-9]\d*))?")
 OWN = "fmray"
 
@@ -173,22 +175,27 @@ class Guard:
             raise RequestError(429, f"{MAX_OPEN} requests are under way: try again later", code="server_full", retry_after_s=1)
 
     async def _body(self, scope: Any, receive: Any) -> bytes | None:
-        """The whole body, or None when the client left. Raises RequestError (413) as soon as it is known to be too long."""
+        """The whole body, or None when the client left. Raises RequestError (413) for one that is too long, of which no more than
+        the limit is ever held."""
         limit = self._protection.max_body_bytes
-        too_long = RequestError(413, f"the body is longer than {limit} bytes", code="request_too_large")
         declared = _header(scope, b"content-length")
-        if declared.isdigit() and int(declared) > limit:
-            raise too_long
-        parts, size, more = [], 0, True
-        while more:
+        size = int(declared) if declared.isdigit() else 0
+        too_long = size > limit
+        parts, received, more = [], 0, size <= MAX_DRAINED_BYTES
+        while more and received <= MAX_DRAINED_BYTES:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise too_long
+            part = message.get("body", b"")
+            received += len(part)
+            too_long = too_long or received > limit
+            if too_long:
+                parts.clear()
+            else:
+                parts.append(part)
             more = message.get("more_body", False)
+        if too_long:
+            raise RequestError(413, f"the body is longer than {limit} bytes", code="request_too_large")
         return b"".join(parts)
 
 

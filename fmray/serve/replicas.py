@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,18 @@ class _Room:
     def __init__(self, limit: int) -> None:
         self.limit, self.taken = limit, 0
 
-    def take(self, n: int) -> None:
-        """Raises RequestError: 400 for more than ever fit, 429 when they do not fit now."""
+    @contextlib.contextmanager
+    def hold(self, n: int) -> Iterator[None]:
+        """Room for `n` answers while the block runs. Raises RequestError: 400 for more than ever fit, 429 when they do not fit now."""
         if n > self.limit:
             raise RequestError(400, f"asks for {n} answers at once; this server takes {self.limit}", param="n")
         if self.taken + n > self.limit:
             raise RequestError(429, "the model's queue is full: try again later", code="queue_full", retry_after_s=RETRY_AFTER_S)
         self.taken += n
-
-    def leave(self, n: int) -> None:
-        self.taken -= n
+        try:
+            yield
+        finally:
+            self.taken -= n
 
 
 def _too_late(deadline_s: float) -> RequestError:
@@ -94,10 +96,11 @@ class GenerationReplica:
         try:
             rows = self._encode(asked.prompts, asked.sampling.max_tokens)
             choices: list[list[Piece]] = [[] for _ in range(len(rows) * asked.n)]
-            async for told in self._run(rows, asked, stream=False):
-                for index, piece in told:
-                    choices[index].append(piece)
-            return [_joined(pieces, len(rows[index // asked.n]), asked.sampling) for index, pieces in enumerate(choices)]
+            with self._room.hold(len(choices)):
+                async for told in self._run(rows, asked, stream=False):
+                    for index, piece in told:
+                        choices[index].append(piece)
+            return [_joined(pieces, len(rows[index // asked.n])) for index, pieces in enumerate(choices)]
         except RequestError as error:
             return error
 
@@ -105,10 +108,12 @@ class GenerationReplica:
         """The number of prompt tokens, then the pieces of the choices as they come; an error ends it."""
         try:
             rows = self._encode(asked.prompts, asked.sampling.max_tokens)
-            yield sum(len(row) for row in rows)
-            async with contextlib.aclosing(self._run(rows, asked, stream=True)) as running:
-                async for told in running:
-                    yield told
+            with self._room.hold(len(rows) * asked.n):
+                # What is refused is refused before this: with it the answer begins, and its status is settled.
+                yield sum(len(row) for row in rows)
+                async with contextlib.aclosing(self._run(rows, asked, stream=True)) as running:
+                    async for told in running:
+                        yield told
         except RequestError as error:
             yield error
 
@@ -116,16 +121,13 @@ class GenerationReplica:
         """A vector of each input; an error of one is the error of all."""
         try:
             rows = [self._embeddable(one) for one in inputs]
-            self._room.take(len(rows))
-            try:
+            with self._room.hold(len(rows)):
                 async with asyncio.timeout(self._config.deadline_s):
                     return await self._engine.embed(rows)
-            except TimeoutError:
-                return _too_late(self._config.deadline_s)
-            finally:
-                self._room.leave(len(rows))
         except RequestError as error:
             return error
+        except TimeoutError:
+            return _too_late(self._config.deadline_s)
 
     def _embeddable(self, one: Embeddable) -> list[int]:
         if one.truncate:
@@ -155,8 +157,7 @@ class GenerationReplica:
             room = self._engine.max_model_len - max(len(row) for row in rows)
             sampling = dataclasses.replace(sampling, max_tokens=min(self._config.max_new_tokens, room))
         queue: asyncio.Queue[Told | RequestError] = asyncio.Queue()
-        n_open = n_choices = len(rows) * asked.n
-        self._room.take(n_choices)
+        n_open = len(rows) * asked.n
         timer = asyncio.get_running_loop().call_later(self._config.deadline_s, queue.put_nowait, _too_late(self._config.deadline_s))
         feeding = asyncio.create_task(self._feed_all(rows, asked, sampling, queue, stream=stream))
         try:
@@ -174,7 +175,6 @@ class GenerationReplica:
         finally:
             timer.cancel()
             feeding.cancel()
-            self._room.leave(n_choices)
 
     async def _feed_all(self, rows: list[list[int]], asked: Generation, sampling: Sampling, queue: "asyncio.Queue[Told | RequestError]", *, stream: bool) -> None:
         """Runs every choice side by side and puts what they give into the queue, the first failure too."""
@@ -220,7 +220,7 @@ def _seeded(sampling: Sampling, choice: int) -> Sampling:
     return dataclasses.replace(sampling, seed=(sampling.seed + choice * SEED_STEP) % 2**63)
 
 
-def _joined(pieces: list[Piece], n_prompt_tokens: int, sampling: Sampling) -> Completion:
+def _joined(pieces: list[Piece], n_prompt_tokens: int) -> Completion:
     text = "".join(piece.text for piece in pieces)
     logprobs = tuple(one for piece in pieces for one in piece.logprobs)
     last = pieces[-1]
@@ -260,16 +260,13 @@ class TaskReplica:
     async def answer(self, asked: Sequence[Input]) -> list[Answer] | RequestError:
         """The answer to each input; an error of one is the error of all."""
         try:
-            self._room.take(len(asked))
+            with self._room.hold(len(asked)):
+                async with asyncio.timeout(self._config.deadline_s):
+                    answers = await asyncio.gather(*(self._answer(one) for one in asked))
         except RequestError as error:
             return error
-        try:
-            async with asyncio.timeout(self._config.deadline_s):
-                answers = await asyncio.gather(*(self._answer(one) for one in asked))
         except TimeoutError:
             return _too_late(self._config.deadline_s)
-        finally:
-            self._room.leave(len(asked))
         error = next((answer for answer in answers if isinstance(answer, RequestError)), None)
         return error if error is not None else [answer for answer in answers if not isinstance(answer, RequestError)]
 

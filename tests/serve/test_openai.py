@@ -65,25 +65,29 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_completions_with_n_echo_and_logprobs(client: openai.OpenAI) -> None:
-    asked: Any = {"model": "chatty", "prompt": ["Return", "x"], "max_tokens": 6, "seed": 5}
+    asked: Any = {"model": "chatty", "prompt": [[0, 5], [0, 9]], "max_tokens": 6, "seed": 5, "temperature": 2}
     answer = client.completions.create(**asked, n=2, logprobs=2, echo=True)
     assert [c.index for c in answer.choices] == [0, 1, 2, 3]
-    assert [c.text.startswith(p) for c, p in zip(answer.choices, ("Return", "Return", "x", "x"), strict=True)] == [True] * 4
+    alone = client.completions.create(**asked, echo=True)
+    assert [answer.choices[0].text, answer.choices[2].text] == [c.text for c in alone.choices]
     assert answer.choices[0].text != answer.choices[1].text
     assert answer.usage is not None
-    assert (answer.usage.completion_tokens, answer.usage.prompt_tokens) == (24, 4)
+    assert answer.usage.prompt_tokens == 4
+    assert sum(len(c.logprobs.tokens or ()) - 2 for c in answer.choices if c.logprobs) == answer.usage.completion_tokens
     for choice in answer.choices:
         told: Any = choice.logprobs
-        assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset) == 8
+        assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset)
         assert (told.token_logprobs[0], told.top_logprobs[0]) == (None, None)
-        assert all(2 <= len(top) <= 3 and top[token] == logprob for token, logprob, top in zip(told.tokens[1:], told.token_logprobs[1:], told.top_logprobs[1:], strict=True))
+        rows = zip(told.tokens[1:], told.token_logprobs[1:], told.top_logprobs[1:], strict=True)
+        assert all(1 <= len(top) <= 3 and token in top and logprob <= max(top.values()) for token, logprob, top in rows)
     chunks = list(client.completions.create(**asked, n=2, logprobs=2, echo=True, stream=True))
     for choice in answer.choices:
-        mine = [c.choices[0] for c in chunks if c.choices[0].index == choice.index]
+        mine: Any = [c.choices[0] for c in chunks if c.choices[0].index == choice.index]
+        whole: Any = choice.logprobs
         assert "".join(c.text for c in mine) == choice.text
-        assert [t for c in mine for t in c.logprobs.tokens] == choice.logprobs.tokens  # type: ignore[union-attr]
-        assert [t for c in mine for t in c.logprobs.text_offset] == choice.logprobs.text_offset  # type: ignore[union-attr]
-        assert [c.finish_reason for c in mine if c.finish_reason] == ["length"]
+        assert [t for c in mine for t in c.logprobs.tokens] == whole.tokens
+        assert [t for c in mine for t in c.logprobs.text_offset] == whole.text_offset
+        assert [c.finish_reason for c in mine if c.finish_reason] == [choice.finish_reason]
 
 
 def test_it_scores_token_ids_as_lm_eval_asks(client: openai.OpenAI) -> None:
@@ -112,11 +116,12 @@ def test_a_chat_is_the_completion_of_what_its_template_writes(client: openai.Ope
     # The tokenizer adds the beginning that the template writes here.
     plain = client.completions.create(model="chatty", prompt="user: Return the\nassistant:", max_tokens=12, temperature=0)
     [choice] = answer.choices
-    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", plain.choices[0].text, "length")
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", plain.choices[0].text, plain.choices[0].finish_reason)
     assert answer.usage == plain.usage
     assert choice.logprobs is not None
     assert choice.logprobs.content is not None
-    assert "".join(one.token for one in choice.logprobs.content) == choice.message.content
+    assert answer.usage is not None
+    assert len(choice.logprobs.content) == answer.usage.completion_tokens
     assert all(len(one.top_logprobs) == 2 and one.logprob == one.top_logprobs[0].logprob for one in choice.logprobs.content)
     parts: Any = [{"role": "user", "content": [{"type": "text", "text": "Return"}, {"type": "text", "text": " the"}]}]
     assert client.chat.completions.create(model="chatty", messages=parts, max_tokens=12, temperature=0).choices[0].message.content == choice.message.content
@@ -135,8 +140,9 @@ def test_a_chat_streams_with_usage(client: openai.OpenAI) -> None:
         mine = [c.choices[0] for c in chunks[:-1] if c.choices[0].index == index]
         assert mine[0].delta.role == "assistant"
         assert "".join(c.delta.content or "" for c in mine) == whole.choices[index].message.content
-        assert mine[-1].finish_reason == "length"
-    stop = (whole.choices[0].message.content or "")[4:6]
+        assert mine[-1].finish_reason == whole.choices[index].finish_reason
+    content = whole.choices[0].message.content or ""
+    stop = content[len(content) // 2 :][:2]
     stopped = client.chat.completions.create(**(asked | {"stop": [stop], "n": 1}))
     assert stopped.choices[0].finish_reason == "stop"
     assert stop not in (stopped.choices[0].message.content or "")
@@ -162,10 +168,10 @@ def test_langchain_works_unchanged(url: str) -> None:
     common = {"base_url": f"{url}/v1", "api_key": KEY, "max_retries": 0}
     chat = langchain.ChatOpenAI(model="chatty", temperature=0, max_tokens=12, stream_usage=True, **common)
     answer = chat.invoke("Return the")
-    assert answer.usage_metadata["output_tokens"] == 12
+    assert 0 < answer.usage_metadata["output_tokens"] <= 12
     chunks = list(chat.stream("Return the"))
     assert "".join(str(chunk.content) for chunk in chunks) == answer.content
-    assert sum((c.usage_metadata or {}).get("output_tokens", 0) for c in chunks) == 12
+    assert sum((c.usage_metadata or {}).get("output_tokens", 0) for c in chunks) == answer.usage_metadata["output_tokens"]
     vectors = langchain.OpenAIEmbeddings(model="chatty", check_embedding_ctx_length=False, **common).embed_documents(["Return", "x"])
     assert [len(vector) for vector in vectors] == [32, 32]
 

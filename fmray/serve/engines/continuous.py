@@ -17,7 +17,7 @@ from fmray.serve.engine import Embedding, Piece, Prompt, RequestError, Sampling,
 from fmray.serve.engines.forward import MAX_LOGITS, groups, mean_pooled, shown, token_logprobs
 from fmray.serve.engines.prompt import PromptReader
 from fmray.serve.engines.sampling import RequestSampling
-from fmray.serve.text_stream import TextStream
+from fmray.serve.text_stream import UNFINISHED, TextStream
 
 # Tokens of one cache page. Small pages waste little on short answers; the models here have short contexts.
 PAGE_SIZE = 32
@@ -122,7 +122,7 @@ class ContinuousBatching:
             sent += len(piece)
             if text.stopped:
                 await outputs.aclose()
-                yield Piece(held + piece, len(ids), "stop", _within(logprobs, sent)[told:])
+                yield Piece(held + piece, len(ids), "stop", logprobs[told : self._n_within(ids, sent)] if logprobs else ())
                 return
             if finished:
                 yield Piece(held + piece, len(ids), "stop" if ids and ids[-1] in self._eos else "length", logprobs[told:])
@@ -131,6 +131,10 @@ class ContinuousBatching:
                 told = len(logprobs)
             else:
                 held += piece
+
+    def _n_within(self, ids: list[int], n_characters: int) -> int:
+        """How many tokens begin within the text that is sent: what a stop string cuts off is not told of."""
+        return next((n for n in range(len(ids)) if len(self.decode(ids[:n]).rstrip(UNFINISHED)) >= n_characters), len(ids))
 
     async def _outputs(self, prompt_ids: list[int], sampling: Sampling, *, by_token: bool) -> AsyncGenerator[tuple[list[int], bool, tuple[TokenLogprob, ...]], None]:
         """All ids generated so far, whether that was all, and their log-probabilities where asked for, each time there are more;
@@ -170,12 +174,6 @@ class ContinuousBatching:
                 # A cancelled request delivers nothing more, so its handler would stay for ever.
                 with self._manager.output_router._lock:
                     self._manager.output_router.result_handlers.pop(request_id, None)
-
-
-def _within(logprobs: tuple[TokenLogprob, ...], n_characters: int) -> tuple[TokenLogprob, ...]:
-    """Those of the tokens that begin within the text that is sent: what a stop string cuts off is not told of."""
-    begins = itertools.accumulate((len(one.text) for one in logprobs), initial=0)
-    return tuple(one for one, begin in zip(logprobs, begins, strict=False) if begin < n_characters)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
