@@ -1,4 +1,4 @@
-"""Feedback and the layer around the routes, over a real FastAPI application in this process; and `prepare` reads what was kept."""
+"""Feedback and the layer around the routes, over a real FastAPI application in this process; and a corpus's source reads what was kept."""
 
 import asyncio
 import json
@@ -8,8 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-import fmray  # noqa: F401  (registers the stages)
-from fmray.core.experiment import Experiment
+from fmray.data.sources.jsonl import Jsonl
 from fmray.serve.asked import MAX_READ
 from fmray.serve.canary import CanaryConfig, Observation
 from fmray.serve.face import add_error_bodies
@@ -67,18 +66,13 @@ def under_canary(folder: Path, **changes: Any) -> Operation:
     return Operation(canaries=(Canary("lm", str(folder), 1, 2, "lm@2", config),), **changes)
 
 
-def test_prepare_reads_what_people_accepted_and_corrected(tmp_path: Path, ray_session: None) -> None:
+def test_a_corpus_reads_what_people_accepted_and_corrected(tmp_path: Path) -> None:
     file = tmp_path / "feedback" / "served.jsonl"
-    app = application(Operation(feedback=str(file)), [])
-    accepted = [{**ACCEPTED, "output": f" brown fox jumps over {number} lazy dogs, and returns the value"} for number in range(60)]
-    answers = ask(app, *[("/v1/feedback", body, {}) for body in (ACCEPTED, *accepted, CORRECTED)])
-    assert {answer.status_code for answer in answers} == {201}
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert lines[0]["text"] == "The quick brown fox"
-    assert (lines[-1]["text"], lines[-1]["label"], lines[-1]["output"]) == ("open the file", "os", "json")
-    steps = {"corpus": {"stage": "prepare", "source": {"type": "jsonl", "path": str(file)}, "vocab_size": 300, "seq_len": 16}}
-    [outcome] = Experiment({"name": "next", "steps": steps}, where="next.yaml", storage=str(tmp_path / "runs")).run()
-    assert outcome.artifact.payload.n_documents == 62
+    answers = ask(application(Operation(feedback=str(file)), []), *[("/v1/feedback", body, {}) for body in (ACCEPTED, CORRECTED)])
+    assert [answer.status_code for answer in answers] == [201, 201]
+    accepted, corrected = Jsonl(path=str(file)).iter_documents()
+    assert (accepted["text"], accepted["completion"]) == ("The quick brown fox", " brown fox")
+    assert (corrected["text"], corrected["label"], corrected["output"]) == ("open the file", "os", "json")
 
 
 @pytest.mark.parametrize(
