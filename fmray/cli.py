@@ -33,7 +33,9 @@ from fmray.report.scaling.runs import read_runs
 from fmray.report.scaling.show import Rates, summary
 from fmray.report.scaling.show import show as show_scaling
 from fmray.report.terminal import show_artifact, show_experiment, summary_table
-from fmray.serve.foreground import serve_foreground
+from fmray.serve import status as registry_status
+from fmray.serve.admission import Waiver
+from fmray.serve.foreground import check_serve_config, print_serve_config, serve_foreground
 from fmray.submit import submit as submit_job
 
 # What Ray sets for the driver of a submitted job.
@@ -200,17 +202,79 @@ def submit(
 
 @app.command()
 def serve(
-    targets: Annotated[list[str], typer.Argument(metavar="DIR ...", help="checkpoints (or one deployment) to serve")],
+    targets: Annotated[list[str] | None, typer.Argument(metavar="DIR ...", help="checkpoints (or one deployment) to serve")] = None,
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port")] = 8000,
     replicas: Annotated[int, typer.Option("--replicas", min=1)] = 1,
     decision: Annotated[str | None, typer.Option("--decision", help="the gate's artifact that admits the checkpoint")] = None,
     waive: Annotated[str | None, typer.Option("--waive", metavar="REASON", help="serve without an admitting decision; recorded")] = None,
     by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="who waives")] = None,
+    feedback: Annotated[str | None, typer.Option("--feedback", metavar="FILE", help="JSONL that POST /v1/feedback appends to")] = None,
+    request_log: Annotated[str | None, typer.Option("--request-log", metavar="FILE", help="JSONL with a line a request, without its text")] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="put the text of requests in the request log too")] = False,
+    api_keys: Annotated[str | None, typer.Option("--api-keys", metavar="FILE", help="lines of NAME:SHA256; also from FMRAY_API_KEYS")] = None,
+    open_to_all: Annotated[bool, typer.Option("--open-to-all", help="serve other machines without API keys")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="print the YAML for `serve deploy` or a RayService, and end")] = False,
+    check_config: Annotated[str | None, typer.Option("--check-config", metavar="FILE", help="check such a YAML strictly, and end")] = None,
 ) -> None:
     """Serve checkpoints in the foreground, under the same gate rule as deploy."""
-    paths = [local_path(target) for target in targets]
-    serve_foreground(paths, host=host, port=port, decision=local_path(decision) if decision else None, waive=waive, by=by, replicas=replicas)
+    if check_config is not None:
+        print(f"{check_config}: {check_serve_config(local_path(check_config))}")
+        return
+    if not targets:
+        raise ConfigError("name what to serve: a checkpoint's or a deployment's folder", where="serve")
+    files = [local_path(file) if file else None for file in (feedback, request_log, api_keys)]
+    run = print_serve_config if print_config else serve_foreground
+    run(
+        [local_path(target) for target in targets], host=host, port=port, decision=local_path(decision) if decision else None, waive=waive, by=by,
+        replicas=replicas, feedback=files[0], request_log=files[1], log_prompts=log_prompts, api_keys=files[2], open_to_all=open_to_all,
+    )  # fmt: skip
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="a registered model's name")]
+AsJson = Annotated[bool, typer.Option("--json", help="as JSON")]
+
+
+@app.command()
+def status(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="one model (default: all)")] = None, storage: Storage = "runs", as_json: AsJson = False
+) -> None:
+    """Show the registered models: versions, champion, candidate, the canary under way, and the last change."""
+    said = registry_status.status(registry_status.registry_of(local_path(storage)), model)
+    if as_json:
+        print(json.dumps(said, indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(registry_status.table(said))
+
+
+@app.command()
+def promote(
+    model: Model,
+    storage: Storage = "runs",
+    waive: Annotated[str | None, typer.Option("--waive", metavar="REASON", help="although its canary has not admitted it; recorded")] = None,
+    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="who waives")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a model's candidate its champion: running applications follow within a second."""
+    registry = registry_status.registry_of(local_path(storage))
+    _print(registry_status.changed(registry, model, registry.promote(model, waiver=Waiver.of(waive, by)), as_json))
+
+
+@app.command()
+def rollback(
+    model: Model,
+    storage: Storage = "runs",
+    reason: Annotated[str | None, typer.Option("--reason", help="recorded in the model's history")] = None,
+    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="who rolls back")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a model's candidate out of traffic, or, where there is none, go back to the champion before."""
+    registry = registry_status.registry_of(local_path(storage))
+    _print(registry_status.changed(registry, model, registry.rollback(model, reason=reason, by=by), as_json))
+
+
+def _print(said: dict[str, Any] | str) -> None:
+    print(said if isinstance(said, str) else json.dumps(said, indent=2, ensure_ascii=False))
 
 
 def split_rest(rest: Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 from fmray.core.artifact import Artifact, Record, load, read_record
 from fmray.core.errors import ArtifactError, ConfigError, GateRefused, ResourceError
 from fmray.core.report import Decision
-from fmray.model.checkpoint import Head, hf_digest, read_hf_config
+from fmray.model.checkpoint import Head, hf_digest, read_hf_config, tokenizer_files
 
 WAIVERS = "waivers.jsonl"
 ASIDE = re.compile(r"\.old\d+$")
@@ -74,15 +74,32 @@ def admit(path: Path, *, decision: Path | None = None, waiver: Waiver | None = N
     return Admission(path, head, digest, record, next((d for d in about if not d.payload.admitted), None), waiver)
 
 
+HEADS: tuple[tuple[Head, tuple[str, ...]], ...] = (
+    ("causal_lm", ("ForCausalLM", "LMHeadModel")),
+    ("sequence_classification", ("ForSequenceClassification",)),
+    ("token_classification", ("ForTokenClassification",)),
+    ("question_answering", ("ForQuestionAnswering",)),
+    ("masked_lm", ("ForMaskedLM",)),
+    ("seq2seq_lm", ("ForConditionalGeneration",)),
+    ("encoder", ("Model",)),
+)
+"""How the names of architectures end, by head; the first that fits holds."""
+
+
 def _head(path: Path) -> Head:
     """What the model can do, by the architecture that its config.json names."""
-    names = [str(name) for name in read_hf_config(path).get("architectures") or ()]
-    if any("ForSequenceClassification" in name for name in names):
-        return "sequence_classification"
-    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
-        return "causal_lm"
-    todo = "serve a causal language model or a sequence classifier"
+    names = tuple(str(name) for name in read_hf_config(path).get("architectures") or ())
+    for head, endings in HEADS:
+        if any(name.endswith(endings) for name in names):
+            _require_tokenizer(path)
+            return head
+    todo = "serve a language model, an encoder, or a model with a task's head"
     raise ArtifactError(f"holds a model that cannot be served (architectures: {', '.join(names) or 'none named'})", where=str(path), todo=todo)
+
+
+def _require_tokenizer(path: Path) -> None:
+    if not set(tokenizer_files(path)) - {"chat_template.jinja", "preprocessor_config.json", "special_tokens_map.json"}:
+        raise ArtifactError("has no tokenizer", where=str(path), todo="save the model's own tokenizer beside it")
 
 
 def _decisions_beside(path: Path) -> list[Artifact[Decision]]:

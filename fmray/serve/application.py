@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from fmray.cluster import is_private
 from fmray.cluster import require as require_on_cluster
+from fmray.core.config import dump
 from fmray.core.errors import ResourceError, RunError
 from fmray.serve.deployment import DeployConfig, ModelSpec
-from fmray.serve.face import Face
-from fmray.serve.replicas import ClassificationReplica, GenerationReplica
+from fmray.serve.judge import CanaryJudge
+from fmray.serve.meters import DEPLOYMENT_PREFIX
+from fmray.serve.operated import OperatedFace
+from fmray.serve.operation import Operation
+from fmray.serve.protection import MAX_OPEN, Protection
+from fmray.serve.replicas import TASK_BATCH, GenerationReplica, TaskReplica
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -32,34 +37,49 @@ class Instance:
     ours: bool
 
 
-def build(specs: Sequence[ModelSpec], config: DeployConfig) -> "Application":
-    """One deployment for each model and the HTTP face before them."""
+def build(specs: Sequence[ModelSpec], config: DeployConfig, operation: Operation, protection: Protection) -> "Application":
+    """One deployment for each model and the HTTP face before them, with a judge beside it while there are canaries."""
     from ray import serve
 
-    def deployment(replica: type[Any], name: str, replicas: int, cpus: float, gpus: float) -> Any:
+    def deployment(replica: type[Any], name: str, scale: dict[str, Any], cpus: float, gpus: float, at_once: int) -> Any:
         return serve.deployment(
             name=name,
-            num_replicas=replicas,
-            max_ongoing_requests=256,  # more than the engine takes at once: it does its own queueing
+            **scale,
+            max_ongoing_requests=at_once,
             max_constructor_retry_count=1,  # a model that cannot be opened cannot be opened the third time either
             graceful_shutdown_wait_loop_s=0.1,
-            graceful_shutdown_timeout_s=5.0,
+            graceful_shutdown_timeout_s=config.drain_s,
             ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         )(replica)
 
-    heads = {"causal_lm": GenerationReplica, "sequence_classification": ClassificationReplica}
-    models = [
-        deployment(heads[spec.head], f"model-{spec.name}", config.num_replicas, config.num_cpus, config.num_gpus).bind(spec.path, config)
-        for spec in specs
-    ]
-    application: Application = deployment(serve.ingress()(Face), "face", 1, FACE_CPUS, 0.0).bind(tuple(specs), *models)
+    # More than a replica takes: it counts what is under way itself, and tells the rest to come back later.
+    at_once = config.max_requests + config.max_queued + TASK_BATCH + 64
+
+    def model(spec: ModelSpec) -> Any:
+        replica: type[Any] = GenerationReplica if spec.head == "causal_lm" else TaskReplica
+        arguments = (spec.path,) if spec.head == "causal_lm" else (spec.path, spec.head)
+        return deployment(replica, DEPLOYMENT_PREFIX + spec.name, scale_of(config), config.num_cpus, config.num_gpus, at_once).bind(*arguments, config)
+
+    judge = deployment(CanaryJudge, "judge", {"num_replicas": 1}, 0.0, 0.0, 256).bind(operation.canaries) if operation.canaries else None
+    face = deployment(serve.ingress()(OperatedFace), "face", {"num_replicas": faces(config)}, FACE_CPUS, 0.0, 2 * MAX_OPEN)
+    application: Application = face.bind(operation, judge, tuple(specs), *(model(spec) for spec in specs), protection=protection)
     return application
+
+
+def scale_of(config: DeployConfig) -> dict[str, Any]:
+    """What Serve is told of a model's number of replicas."""
+    return {"num_replicas": config.num_replicas} if config.autoscaling is None else {"autoscaling_config": dump(config.autoscaling)}
+
+
+def faces(config: DeployConfig) -> int:
+    """Replicas of the face: two where models have two, so that an upgrade never leaves a moment without one."""
+    return min(2, config.least_replicas)
 
 
 def require(n_models: int, config: DeployConfig) -> None:
     """Waits for the resources of the application. Raises ResourceError naming what the cluster lacks."""
     bundle = {"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {})
-    require_on_cluster([{"CPU": FACE_CPUS}] + [bundle] * n_models * config.num_replicas, wait_s=min(60.0, config.start_timeout_s))
+    require_on_cluster([{"CPU": FACE_CPUS}] * faces(config) + [bundle] * n_models * config.least_replicas, wait_s=min(60.0, config.start_timeout_s))
 
 
 def start(host: str, port: int | None) -> Instance:
@@ -111,17 +131,18 @@ def free_port(host: str) -> int:
 
 
 def bring_up(application: "Application", config: DeployConfig) -> None:
-    """Deploys the application and waits until every replica is ready.
+    """Deploys the application and waits until every replica is ready. One of this name that is up is upgraded by rolling.
 
     Raises:
         ResourceError: another application has its route.
-        RunError: a replica failed to start, or it took longer than `start_timeout_s`.
+        RunError: a replica failed to start, or it took longer than `start_timeout_s`. What was up before is left up.
     """
     from ray import serve
     from ray.serve.exceptions import RayServeException
     from ray.serve.schema import ApplicationStatus, LoggingConfig
 
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    upgrade = is_up(config.app)
     target = serve.RunTarget(application, name=config.app, route_prefix=config.route, logging_config=quiet)
     try:
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
@@ -138,6 +159,9 @@ def bring_up(application: "Application", config: DeployConfig) -> None:
             what = "did not start" if failed else f"was not ready after {config.start_timeout_s:g} s"
             said = _messages(state)
             logging.getLogger("ray.serve").info("application %s %s:\n%s", config.app, what, "\n".join(said))
+            if upgrade:
+                todo = "the version before goes on answering: mend this one, or deploy that one again"
+                raise RunError(f"{what}: {_reason(said)}", where=f"application {config.app}", todo=todo)
             take_down(config.app)
             raise RunError(f"{what}: {_reason(said)}", where=f"application {config.app}")
         time.sleep(POLL_S)

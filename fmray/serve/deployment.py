@@ -3,12 +3,29 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fmray.core.artifact import Artifact, Payload
 from fmray.core.config import Config, runtime
 from fmray.core.report import Decision, Metric
 from fmray.model.checkpoint import Checkpoint, Head
+from fmray.serve.canary import CanaryConfig
+
+
+class Autoscaling(Config):
+    """How many replicas of each model run, by the requests that each is answering."""
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(ge=1)
+    target_ongoing_requests: float = Field(8.0, gt=0, description="requests that each replica should be answering at once")
+    upscale_delay_s: float = Field(10.0, ge=0)
+    downscale_delay_s: float = Field(300.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Autoscaling":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas} and max_replicas {self.max_replicas}")
+        return self
 
 
 class DeployConfig(Config):
@@ -17,17 +34,39 @@ class DeployConfig(Config):
     app: str = Field("fmray", pattern=r"^[A-Za-z0-9._-]+$", description="name of the Ray Serve application")
     route: str = Field("/", pattern=r"^/[A-Za-z0-9._/-]*$", description="path below which the application answers")
     dtype: Literal["float32", "bfloat16"] = "float32"
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="what generates text; vllm needs a GPU and its own package")
     num_replicas: int = Field(1, ge=1, description="replicas of each model")
     smoke_prompts: tuple[str, ...] = Field(("Return the", "This module provides", "Raise an error if"), min_length=1)
     smoke_requests: int = Field(8, ge=1, description="measured requests to each model")
     smoke_max_tokens: int = Field(16, ge=1, description="tokens of each measured completion")
+    canary: CanaryConfig | None = Field(None, description="a new version takes a share of the traffic, and must show itself, before it is the champion")
+    autoscaling: Autoscaling | None = runtime(None, description="in the place of a fixed num_replicas")
+    drain_s: float = runtime(30.0, ge=0, description="that a replica which is replaced may take to finish its answers")
+    log_prompts: bool = runtime(False, description="whether the request log holds the text of requests")
     host: str = runtime("127.0.0.1")
     port: int | None = runtime(None, ge=1, le=65535)
     num_cpus: float = runtime(0.5, gt=0)
     num_gpus: float = runtime(0.0, ge=0)
     cache_tokens: int = runtime(4096, ge=64)
     max_requests: int = runtime(32, ge=1)
+    max_queued: int = runtime(128, ge=0)
+    max_prompt_tokens: int | None = runtime(None, ge=1)
+    max_new_tokens: int | None = runtime(None, ge=1)
+    max_body_mb: float = runtime(2.0, gt=0)
+    deadline_s: float = runtime(300.0, gt=0)
+    api_keys: str | None = runtime(None)
+    open_to_all: bool = runtime(False)
+    requests_per_min: int | None = runtime(None, ge=1)
     start_timeout_s: float = runtime(300.0, gt=0)
+
+    @property
+    def least_replicas(self) -> int:
+        """Replicas of each model that there are in any case."""
+        return self.num_replicas if self.autoscaling is None else self.autoscaling.min_replicas
+
+    def identity(self) -> dict[str, Any]:
+        """Without a canary, that of a deployment from before there were canaries."""
+        return {key: value for key, value in super().identity().items() if key != "canary" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -77,7 +116,8 @@ class Sample(_Frozen):
 class Deployment(Payload, kind="deployment"):
     """Models behind one Ray Serve application, with what their smoke requests measured.
 
-    `live` False: it was tried on a private local Ray and taken down again; `serve_command` brings it back.
+    `live` False: it was tried on a private local Ray and taken down again; `serve_command` brings it back. `canary`: how its
+    versions enter service; which of them do is the registry's to say.
     """
 
     app: str
@@ -90,3 +130,4 @@ class Deployment(Payload, kind="deployment"):
     samples: tuple[Sample, ...]
     start_s: float
     serve_command: str
+    canary: dict[str, Any] | None = None

@@ -1,15 +1,25 @@
 """The HTTP face: OpenAI's routes and error bodies over the deployments of the models."""
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fmray.model.checkpoint import Head
-from fmray.serve import messages
+from fmray.serve import chat_messages, messages, task_messages
 from fmray.serve.deployment import ModelSpec
-from fmray.serve.engine import RequestError
+from fmray.serve.engine import Input, RequestError
+from fmray.serve.protection import Guard, Protection
+from fmray.serve.schema import (
+    ERRORS,
+    CompletionAnswer,
+    HealthAnswer,
+    ListAnswer,
+    MetadataAnswer,
+    ModelAnswer,
+    ModelsAnswer,
+)
+from fmray.serve.streams import DONE, ChatChunks, Chunks, CompletionChunks, event
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -17,13 +27,23 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 HEALTH_TIMEOUT_S = 5.0
-TASKS: Mapping[Head, str] = {"causal_lm": "/v1/completions", "sequence_classification": "/v1/classify"}
+ROUTES: Mapping[Head, str] = {
+    "causal_lm": "/v1/completions",
+    "sequence_classification": "/v1/classify",
+    "token_classification": "/v1/token-classify",
+    "masked_lm": "/v1/fill-mask",
+    "question_answering": "/v1/question-answer",
+    "seq2seq_lm": "/v1/summarize",
+    "encoder": "/v1/embeddings",
+}
+EMBEDDING: tuple[Head, ...] = ("encoder", "causal_lm")
 
 
 class Face:
     """The ingress deployment: routes the body's `model` to that model's deployment."""
 
-    def __init__(self, specs: tuple[ModelSpec, ...], *handles: "DeploymentHandle[Any]") -> None:
+    def __init__(self, specs: tuple[ModelSpec, ...], *handles: "DeploymentHandle[Any]", protection: Protection | None = None) -> None:
+        self.protection = protection or Protection()
         self.models = {spec.name: (spec, handle) for spec, handle in zip(specs, handles, strict=True)}
         self.started = int(time.time())
 
@@ -31,7 +51,7 @@ class Face:
         """Asked by Ray Serve in the replica, once this object is made."""
         return build_api(self)
 
-    def handle(self, name: str, head: Head) -> "DeploymentHandle[Any]":
+    def handle(self, name: str, *heads: Head) -> "DeploymentHandle[Any]":
         """The deployment of a model.
 
         Raises:
@@ -41,8 +61,8 @@ class Face:
             message = f"the model '{name}' does not exist here; served: {', '.join(self.models)}"
             raise RequestError(404, message, param="model", code="model_not_found")
         spec, handle = self.models[name]
-        if spec.head != head:
-            raise RequestError(400, f"the model '{name}' has a {spec.head} head: ask it at {TASKS[spec.head]}", param="model")
+        if spec.head not in heads:
+            raise RequestError(400, f"the model '{name}' has a {spec.head} head: ask it at {ROUTES[spec.head]}", param="model")
         return handle
 
     async def list(self) -> dict[str, Any]:
@@ -78,41 +98,55 @@ class Face:
 
     async def complete(self, body: messages.CompletionRequest) -> dict[str, Any]:
         """The body of a completion that is not streamed. Raises RequestError."""
-        handle = self.handle(body.model, "causal_lm")
-        return messages.completion_body(body.model, await ask(handle.complete.remote(body.prompts(), body.sampling())))
+        asked = body.generation()
+        found = await ask(self.handle(body.model, "causal_lm").complete.remote(asked))
+        return messages.completion_body(body.model, found, asked.n, body.logprobs is not None)
 
-    async def stream(self, body: messages.CompletionRequest) -> AsyncIterator[str]:
-        """The server-sent events of a completion. Raises RequestError before the first one; a later error is an event itself."""
-        handle = self.handle(body.model, "causal_lm")
-        pieces: Any = handle.options(stream=True).stream.remote(body.prompts()[0], body.sampling())
+    async def chat(self, body: chat_messages.ChatRequest) -> dict[str, Any]:
+        """The body of a chat completion that is not streamed. Raises RequestError."""
+        found = await ask(self.handle(body.model, "causal_lm").complete.remote(body.generation()))
+        return chat_messages.chat_body(body.model, found, bool(body.logprobs))
+
+    async def stream(self, body: messages.CompletionRequest | chat_messages.ChatRequest) -> AsyncIterator[str]:
+        """The server-sent events of an answer. Raises RequestError before the first one; a later error is an event itself."""
+        handle, asked = self.handle(body.model, "causal_lm"), body.generation()
+        pieces: Any = handle.options(stream=True).stream.remote(asked)
         n_prompt_tokens = await ask(anext(pieces))
-        return self._events(body, n_prompt_tokens, pieces)
+        chunks = CompletionChunks(body) if isinstance(body, messages.CompletionRequest) else ChatChunks(body)
+        return self._events(chunks, n_prompt_tokens, pieces, with_usage=body.wants_usage())
 
-    async def _events(self, body: messages.CompletionRequest, n_prompt_tokens: int, pieces: Any) -> AsyncIterator[str]:
-        head, n_tokens = messages.completion_head(body.model), 0
+    async def _events(self, chunks: Chunks, n_prompt_tokens: int, pieces: Any, *, with_usage: bool) -> AsyncIterator[str]:
+        head = chunks.head | {"usage": None} if with_usage else chunks.head
+        n_tokens: dict[int, int] = {}
         try:
-            async for piece in pieces:
-                if isinstance(piece, RequestError):
-                    raise piece
-                n_tokens = piece.n_tokens
-                yield event(head | {"choices": [messages.choice(piece.text, piece.finish_reason)]})
+            for choice in chunks.begin():
+                yield event(head | {"choices": [choice]})
+            async for told in pieces:
+                if isinstance(told, RequestError):
+                    raise told
+                n_tokens |= {index: piece.n_tokens for index, piece in told}
+                yield "".join(event(head | {"choices": [chunks.choice(index, piece)]}) for index, piece in told)
+        except (asyncio.CancelledError, GeneratorExit):
+            # The client left: the replica must not go on.
+            pieces.cancel()
+            raise
         except Exception as error:
             # The status line is long gone; clients raise on an event with an `error`.
             yield event(as_request_error(error).body())
             return
-        if body.stream_options is not None and body.stream_options.include_usage:
-            yield event(head | {"choices": [], "usage": messages.usage(n_prompt_tokens, n_tokens)})
-        yield "data: [DONE]\n\n"
+        if with_usage:
+            yield event(head | {"choices": [], "usage": messages.usage(n_prompt_tokens, sum(n_tokens.values()))})
+        yield DONE
 
-    async def classify(self, body: messages.ClassifyRequest) -> dict[str, Any]:
-        """The body of a classification. Raises RequestError."""
-        handle = self.handle(body.model, "sequence_classification")
-        return messages.classify_body(body.model, await ask(handle.classify.remote(body.texts(), body.truncate)))
+    async def embed(self, body: task_messages.EmbeddingsRequest) -> dict[str, Any]:
+        """The body of embeddings. Raises RequestError."""
+        found = await ask(self.handle(body.model, *EMBEDDING).embed.remote(body.asked()))
+        return task_messages.embeddings_body(body.model, found, body.encoding_format)
 
-
-def event(body: dict[str, Any]) -> str:
-    """One server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    async def answer(self, head: Head, name: str, asked: Sequence[Input]) -> Sequence[Any]:
+        """What a model with a task's head says to each input. Raises RequestError."""
+        found: Sequence[Any] = await ask(self.handle(name, head).answer.remote(asked))
+        return found
 
 
 async def ask(answer: Any) -> Any:
@@ -136,39 +170,75 @@ def as_request_error(error: Exception) -> RequestError:
 def build_api(face: Face) -> "FastAPI":
     """The FastAPI application over a face."""
     from fastapi import FastAPI
-    from fastapi.responses import JSONResponse, StreamingResponse
+    from fastapi.responses import JSONResponse
 
-    api = FastAPI(title="fmray", openapi_url="/openapi.json")
+    api = FastAPI(title="fmray", openapi_url="/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False)
+    api.add_middleware(Guard, protection=face.protection)
     add_error_bodies(api)
 
-    @api.get("/health")
+    @api.get("/health", responses={200: {"model": HealthAnswer}, **ERRORS, 503: {"model": HealthAnswer}})
     async def health() -> JSONResponse:
         status, body = await face.health()
         return JSONResponse(body, status)
 
-    @api.get("/metadata")
-    async def metadata() -> dict[str, Any]:
-        return face.metadata()
+    @api.get("/metadata", responses={200: {"model": MetadataAnswer}, **ERRORS})
+    async def metadata() -> JSONResponse:
+        return JSONResponse(face.metadata())
 
-    @api.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return await face.list()
+    @api.get("/v1/models", responses={200: {"model": ModelsAnswer}, **ERRORS})
+    async def models() -> JSONResponse:
+        return JSONResponse(await face.list())
 
-    @api.get("/v1/models/{name}")
-    async def model(name: str) -> dict[str, Any]:
-        return await face.describe(name)
+    @api.get("/v1/models/{name}", responses={200: {"model": ModelAnswer}, **ERRORS})
+    async def model(name: str) -> JSONResponse:
+        return JSONResponse(await face.describe(name))
 
-    @api.post("/v1/completions", response_model=None)
-    async def completions(body: messages.CompletionRequest) -> dict[str, Any] | StreamingResponse:
+    add_generation(api, face)
+    add_tasks(api, face)
+    return api
+
+
+def add_generation(api: "FastAPI", face: Face) -> None:
+    """The routes of causal models, streamed or not."""
+    from fastapi.responses import JSONResponse, StreamingResponse
+
+    events = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    said: dict[int | str, dict[str, Any]] = {200: {"model": CompletionAnswer, **events}, **ERRORS}
+
+    @api.post("/v1/completions", response_model=None, responses=said)
+    async def completions(body: messages.CompletionRequest) -> JSONResponse | StreamingResponse:
         if body.stream:
             return StreamingResponse(await face.stream(body), media_type="text/event-stream")
-        return await face.complete(body)
+        return JSONResponse(await face.complete(body))
 
-    @api.post("/v1/classify")
-    async def classify(body: messages.ClassifyRequest) -> dict[str, Any]:
-        return await face.classify(body)
+    @api.post("/v1/chat/completions", response_model=None, responses=said)
+    async def chat(body: chat_messages.ChatRequest) -> JSONResponse | StreamingResponse:
+        if body.stream:
+            return StreamingResponse(await face.stream(body), media_type="text/event-stream")
+        return JSONResponse(await face.chat(body))
 
-    return api
+    @api.post("/v1/embeddings", responses={200: {"model": ListAnswer}, **ERRORS})
+    async def embeddings(body: task_messages.EmbeddingsRequest) -> JSONResponse:
+        return JSONResponse(await face.embed(body))
+
+
+def add_tasks(api: "FastAPI", face: Face) -> None:
+    """The routes of the tasks' heads: each reads its own body and writes its own answer."""
+    from fastapi.responses import JSONResponse
+
+    def add(head: Head, body_type: Any, write: Callable[[str, Any], dict[str, Any]]) -> None:
+        async def route(body: Any) -> JSONResponse:
+            return JSONResponse(write(body.model, await face.answer(head, body.model, body.asked())))
+
+        route.__annotations__["body"] = body_type
+        path = ROUTES[head]
+        api.add_api_route(path, route, methods=["POST"], name=path.rpartition("/")[2], responses={200: {"model": ListAnswer}, **ERRORS})
+
+    add("sequence_classification", task_messages.TextsRequest, task_messages.classify_body)
+    add("token_classification", task_messages.TextsRequest, task_messages.tagged_body)
+    add("masked_lm", task_messages.FillMaskRequest, task_messages.filled_body)
+    add("question_answering", task_messages.QuestionAnswerRequest, task_messages.answered_body)
+    add("seq2seq_lm", task_messages.SummarizeRequest, task_messages.summary_body)
 
 
 def add_error_bodies(api: "FastAPI") -> None:
@@ -178,7 +248,7 @@ def add_error_bodies(api: "FastAPI") -> None:
     from starlette.exceptions import HTTPException
 
     def answer(error: RequestError) -> JSONResponse:
-        return JSONResponse(error.body(), error.status)
+        return JSONResponse(error.body(), error.status, error.headers())
 
     @api.exception_handler(RequestError)
     async def refused(request: "Request", error: RequestError) -> "Response":
@@ -187,9 +257,10 @@ def add_error_bodies(api: "FastAPI") -> None:
     @api.exception_handler(RequestValidationError)
     async def malformed(request: "Request", error: RequestValidationError) -> "Response":
         first = error.errors()[0]
-        # Numbers are places in the text, or alternatives of a type: they say nothing to a client.
-        place = [part for part in first["loc"] if isinstance(part, str) and part != "body"]
-        return answer(RequestError(400, f"{'.'.join(place) or 'body'}: {first['msg']}", param=place[0] if place else None))
+        # Numbers are places in the text, and types stand for alternatives: they say nothing to a client.
+        place = [part for part in first["loc"] if isinstance(part, str) and part.isidentifier() and part not in ("body", "str", "int")]
+        said = first["msg"].removeprefix("Value error, ")
+        return answer(RequestError(400, f"{'.'.join(place) or 'body'}: {said}", param=place[0] if place else None))
 
     @api.exception_handler(Exception)
     async def broken(request: "Request", error: Exception) -> "Response":
@@ -197,4 +268,5 @@ def add_error_bodies(api: "FastAPI") -> None:
 
     @api.exception_handler(HTTPException)
     async def routed(request: "Request", error: HTTPException) -> "Response":
-        return answer(RequestError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        told = RequestError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        return JSONResponse(told.body(), told.status, dict(error.headers or {}))

@@ -2,18 +2,27 @@
 
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from fmray.cluster import connect
 from fmray.core.artifact import load, read_record
+from fmray.core.config import load_config
 from fmray.core.errors import ConfigError, RunError
 from fmray.model.checkpoint import Checkpoint
-from fmray.serve import application
+from fmray.serve import application, manifest
 from fmray.serve.admission import Admission, Waiver, admit
-from fmray.serve.deploy import running, specs_of
+from fmray.serve.canary import CanaryConfig
+from fmray.serve.deploy import ready, running
 from fmray.serve.deployment import DeployConfig, Deployment, ModelSpec
+from fmray.serve.face import ROUTES
+from fmray.serve.judge import Canary
+from fmray.serve.operation import Operation
+from fmray.serve.registry import REGISTRY, Registry
+from fmray.serve.rollout import resume, storage_of
+from fmray.serve.specs import specs_of
 
 APP = "fmray-serve"
 WATCH_S = 2.0
@@ -35,6 +44,11 @@ def serve_foreground(
     waive: str | None = None,
     by: str | None = None,
     replicas: int = 1,
+    feedback: Path | None = None,
+    request_log: Path | None = None,
+    log_prompts: bool = False,
+    api_keys: Path | None = None,
+    open_to_all: bool = False,
 ) -> None:
     """Serves model directories, and the models of deployment artifacts, until Ctrl-C; then takes everything down.
 
@@ -43,24 +57,98 @@ def serve_foreground(
         decision: the artifact of the decision that admits the one model given; None looks beside each model.
         waive: the reason to serve a model without an admitting decision; recorded beside it and shown at /metadata.
         by: who waives.
+        feedback: the JSONL file that POST /v1/feedback appends to; None refuses feedback.
+        request_log: the JSONL file that gets a line a request; `log_prompts` puts the requests' text in it.
+        api_keys: a file of NAME:SHA256 lines; beside it those of the environment variable FMRAY_API_KEYS are taken.
+        open_to_all: serve other machines without keys.
 
     Raises:
-        ArtifactError, ConfigError: a target is not a model, or the arguments do not fit together.
+        ArtifactError, ConfigError: a target is not a model, the arguments do not fit together, or other machines can reach the host
+            and there are no keys.
         GateRefused: a model has no admitting decision and there is no waiver.
         ResourceError: the port is in use, or the cluster lacks resources.
         RunError: a replica did not start, or the application was removed from outside.
         KeyboardInterrupt: Ctrl-C, after everything was taken down.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port)
-    specs = admitted(targets, decision=decision, waiver=Waiver.of(waive, by))
+    keys = _text(api_keys)
+    config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port, api_keys=keys, open_to_all=open_to_all)
+    protection = ready(config)
+    specs, canaries = planned(targets, decision=decision, waiver=Waiver.of(waive, by))
+    operation = Operation(canaries, feedback=_text(feedback), request_log=_text(request_log), log_prompts=log_prompts)
     connect()
     application.require(len(specs), config)
-    with running(specs, config, keep=False) as url:
-        print("\n".join(_greeting(url, specs)), flush=True)
+    with running(specs, config, keep=False, operation=operation, protection=protection) as url:
+        print("\n".join(_greeting(url, specs, keyed=bool(protection.keys))), flush=True)
         while application.is_up(config.app):
             time.sleep(WATCH_S)
         raise RunError("was taken down from outside", where=f"application {config.app}")
+
+
+def print_serve_config(
+    targets: list[Path],
+    *,
+    host: str,
+    port: int,
+    decision: Path | None,
+    waive: str | None,
+    by: str | None,
+    replicas: int,
+    feedback: Path | None,
+    request_log: Path | None,
+    log_prompts: bool,
+    api_keys: Path | None,
+    open_to_all: bool,
+) -> None:
+    """Prints the YAML with which `serve deploy` or a RayService serves these targets; arguments and errors as for `serve_foreground`."""
+    specs, canaries = planned(targets, decision=decision, waiver=Waiver.of(waive, by))
+    config = DeployConfig(
+        num_replicas=replicas, host=host, port=port, log_prompts=log_prompts, api_keys=_text(api_keys), open_to_all=open_to_all,
+    )
+    decisions = {m.name: _text(decision or m.decision) for target in targets for m in _models(target)}
+    operation = Operation(feedback=_text(feedback), request_log=_text(request_log), log_prompts=log_prompts)
+    print(manifest.write(specs, canaries, decisions, config, operation), end="")
+
+
+def check_serve_config(file: Path) -> str:
+    """What a Serve config deploys, in words.
+
+    Raises:
+        ConfigError: it cannot be read, or Serve would not take it as it is meant.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read ({error})", where=str(file)) from None
+    plain = manifest.read(text, where=file.name)
+    return "; ".join(f"application {a.get('name', 'default')} at {a.get('route_prefix', '/')}" for a in plain["applications"]) + ": no fault found"
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else os.path.normpath(path.absolute())
+
+
+def planned(targets: list[Path], *, decision: Path | None, waiver: Waiver | None) -> tuple[tuple[ModelSpec, ...], tuple[Canary, ...]]:
+    """The models of the targets, and the canaries among them: those of a deployment that was made with `canary` are what the
+    registry says now. Raises as `serve_foreground` does.
+    """
+    plain, specs, canaries = list[Path](), list[ModelSpec](), list[Canary]()
+    for target in targets:
+        record = read_record(target)
+        deployment = load(target, Deployment).payload if record is not None and record.kind == Deployment.kind else None
+        if deployment is None or deployment.canary is None:
+            plain.append(target)
+            continue
+        config = load_config(CanaryConfig, deployment.canary, where=str(target))
+        for model in deployment.models:
+            rollout = resume(Registry(storage_of(target) / REGISTRY), model.name, config)
+            specs += rollout.specs
+            canaries += rollout.canaries
+    found = (*(admitted(plain, decision=decision, waiver=waiver) if plain or not specs else ()), *specs)
+    twice = next((spec.name for at, spec in enumerate(found) if spec.name in {s.name for s in found[:at]}), None)
+    if twice is not None:
+        raise ConfigError(f"two models are named '{twice}'", where="models", todo="name each model once")
+    return found, tuple(canaries)
 
 
 def admitted(targets: list[Path], *, decision: Path | None, waiver: Waiver | None) -> tuple[ModelSpec, ...]:
@@ -84,19 +172,23 @@ def _models(target: Path) -> list[_Target]:
     raise ConfigError(f"is a {record.kind}, which cannot be served", where=str(target), todo="give a checkpoint or a deployment")
 
 
-def _greeting(url: str, specs: tuple[ModelSpec, ...]) -> list[str]:
+def _greeting(url: str, specs: tuple[ModelSpec, ...], *, keyed: bool) -> list[str]:
+    key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
     lines = [f"serving at {url}  (OpenAI base_url: {url}/v1)"]
     for spec in specs:
         decision, waiver = spec.card["decision"], spec.card["waiver"]
         why = f"waived by {waiver['by']}: {waiver['reason']}" if waiver else f"admitted by {decision['name']}"
         lines.append(f"  {spec.name}  {spec.head}, {why}")
-        lines.append(f"    {_example(url, spec)}")
-    return [*lines, f"  curl {url}/metadata", "Ctrl-C ends it"]
+        lines.append(f"    {_example(url, spec)}{key}")
+    return [*lines, f"  curl {url}/metadata{key}", "Ctrl-C ends it"]
 
 
 def _example(url: str, spec: ModelSpec) -> str:
-    if spec.head == "causal_lm":
-        route, body = "completions", {"model": spec.name, "prompt": DeployConfig().smoke_prompts[0], "max_tokens": 32}
-    else:
-        route, body = "classify", {"model": spec.name, "input": DeployConfig().smoke_prompts[0]}
-    return f"curl {url}/v1/{route} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    prompt = DeployConfig().smoke_prompts[0]
+    bodies: dict[str, dict[str, object]] = {
+        "causal_lm": {"prompt": prompt, "max_tokens": 32},
+        "masked_lm": {"input": f"{prompt} [MASK]"},
+        "question_answering": {"question": "What is it?", "context": prompt},
+    }
+    body = {"model": spec.name, **bodies.get(spec.head, {"input": prompt})}
+    return f"curl {url}{ROUTES[spec.head]} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

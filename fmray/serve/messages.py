@@ -1,110 +1,123 @@
 """The bodies of requests and answers, shaped like OpenAI's where OpenAI has them."""
 
+import itertools
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from fmray.serve.engine import Completion, FinishReason, RequestError, Sampling, Scores
+from fmray.serve.engine import Completion, FinishReason, Generation, RequestError, Sampling, TokenLogprob
 
 MAX_TEXTS = 128
+MAX_STOPS = 16
+MAX_LOGPROBS = 20
 
 # What OpenAI's clients may ask and this engine cannot do, with the values that ask for nothing. Never ignored: a 400.
 UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "echo": (False,),
-    "logprobs": (),
     "suffix": ("",),
     "logit_bias": ({},),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
+    "tools": ([],),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
 }
 
 
-class _Request(BaseModel):
-    # Clients send fields of newer interfaces: accepted, as OpenAI does. Types are not converted: "16" is no number.
+def _sound(text: str) -> str:
+    """The text itself. Raises ValueError where JSON escaped half a character: no tokenizer and no answer could hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not sound Unicode (half a surrogate pair)") from None
+    return text
+
+
+Utf8 = Annotated[str, AfterValidator(_sound)]
+"""Text that can be written as UTF-8."""
+
+
+class Body(BaseModel):
+    """The body of a request. Clients send fields of newer interfaces: accepted, as OpenAI does. Types are not converted: "16" is
+    no number."""
+
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
 
-class StreamOptions(_Request):
+class StreamOptions(Body):
     """What a stream holds beside its pieces."""
 
     include_usage: bool = False
 
 
-class CompletionRequest(_Request):
-    """The body of POST /v1/completions. `top_k` is an addition to OpenAI's fields; 0 and -1 turn it off."""
+class GenerationBody(Body):
+    """What completions and chats share. `top_k` is an addition to OpenAI's fields; 0 and -1 turn it off."""
 
-    model: str
-    prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: int | None = Field(None, ge=1)
+    model: Utf8
+    max_tokens: int | None = Field(None, ge=0, lt=2**31)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: Utf8 | list[Utf8] | None = None
+    n: int | None = Field(None, ge=1, le=MAX_TEXTS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    def prompts(self) -> list[str | list[int]]:
-        """One prompt for each choice of the answer.
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with the token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
-        Raises:
-            RequestError: (400) none, too many, or several where only one can be streamed.
-        """
-        prompt = self.prompt
-        single = isinstance(prompt, str) or (len(prompt) > 0 and all(isinstance(token, int) for token in prompt))
-        prompts: list[Any] = [prompt] if single else list(prompt)
-        if not 1 <= len(prompts) <= MAX_TEXTS:
-            raise RequestError(400, f"give between 1 and {MAX_TEXTS} prompts, not {len(prompts)}", param="prompt")
-        if self.stream and len(prompts) > 1:
-            raise RequestError(400, "a stream takes one prompt", param="stream", code="unsupported_parameter")
-        return prompts
-
-    def sampling(self) -> Sampling:
+    def sampling(self, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """How tokens are chosen, with OpenAI's defaults.
 
         Raises:
-            RequestError: (400) something that this engine cannot do, or a stop string that cannot be met.
+            RequestError: (400) something that the engines cannot do, or a stop string that cannot be met.
         """
         for name, neutral in UNSUPPORTED.items():
             value = (self.model_extra or {}).get(name)
             if value is not None and value not in neutral:
                 raise RequestError(400, f"'{name}' is not supported here", param=name, code="unsupported_parameter")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stop) > 4 or not all(stop):
-            raise RequestError(400, "give at most 4 stop strings, none of them empty", param="stop")
-        default = Sampling()
+        if len(stop) > MAX_STOPS or not all(stop):
+            raise RequestError(400, f"give at most {MAX_STOPS} stop strings, none of them empty", param="stop")
         return Sampling(
-            max_tokens=default.max_tokens if self.max_tokens is None else self.max_tokens,
-            temperature=default.temperature if self.temperature is None else self.temperature,
-            top_p=default.top_p if self.top_p is None else self.top_p,
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
             top_k=max(0, self.top_k or 0),
             seed=self.seed,
             stop=tuple(stop),
+            logprobs=logprobs,
         )
 
 
-class ClassifyRequest(_Request):
-    """The body of POST /v1/classify. `truncate` cuts an input that is longer than the model's context; without it that is an error."""
+class CompletionRequest(GenerationBody):
+    """The body of POST /v1/completions."""
 
-    model: str
-    input: str | list[str]
-    truncate: bool = False
+    prompt: Utf8 | list[Utf8] | list[int] | list[list[int]]
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    echo: bool | None = None
 
-    def texts(self) -> list[str]:
-        """The texts to score.
+    def generation(self) -> Generation:
+        """What is asked of the model.
 
         Raises:
-            RequestError: (400) none or too many.
+            RequestError: (400) no prompt or too many choices, or something that the engines cannot do.
         """
-        texts = [self.input] if isinstance(self.input, str) else self.input
-        if not 1 <= len(texts) <= MAX_TEXTS:
-            raise RequestError(400, f"give between 1 and {MAX_TEXTS} inputs, not {len(texts)}", param="input")
-        return texts
+        prompt = self.prompt
+        single = isinstance(prompt, str) or (len(prompt) > 0 and all(isinstance(token, int) for token in prompt))
+        prompts: list[Any] = [prompt] if single else list(prompt)
+        n = self.n or 1
+        if not 1 <= len(prompts) * n <= MAX_TEXTS:
+            raise RequestError(400, f"give between 1 and {MAX_TEXTS} prompts times n, not {len(prompts) * n}", param="prompt")
+        max_tokens = Sampling().max_tokens if self.max_tokens is None else self.max_tokens
+        return Generation(tuple(prompts), self.sampling(max_tokens, self.logprobs), n, bool(self.echo))
 
 
 def completion_head(model: str) -> dict[str, Any]:
@@ -112,29 +125,50 @@ def completion_head(model: str) -> dict[str, Any]:
     return {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": model}
 
 
-def choice(text: str, finish_reason: FinishReason | None, index: int = 0) -> dict[str, Any]:
+def choice(text: str, finish_reason: FinishReason | None, index: int, logprobs: dict[str, Any] | None) -> dict[str, Any]:
     """One choice of a completion."""
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def completion_logprobs(told: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
+    """The `logprobs` of a completion's choice; the chosen token stands among the likeliest too, as OpenAI has it.
+
+    Args:
+        offset: characters of the tokens before these; `text_offset` counts the tokens' own texts, special ones too.
+    """
+    ends = list(itertools.accumulate((len(one.text) for one in told), initial=offset))
+    return {
+        "tokens": [one.text for one in told],
+        "token_logprobs": [one.logprob for one in told],
+        "top_logprobs": [_by_text(one) for one in told],
+        "text_offset": ends[:-1],
+    }
+
+
+def _by_text(one: TokenLogprob) -> dict[str, float] | None:
+    if one.logprob is None:
+        return None
+    # Different tokens may have one text (pieces of a character do): the likeliest stands for them.
+    found: dict[str, float] = {}
+    for text, logprob in (*one.top, (one.text, one.logprob)):
+        found.setdefault(text, logprob)
+    return found
+
+
+def completion_body(model: str, completions: Sequence[Completion], n: int, with_logprobs: bool) -> dict[str, Any]:
+    """The answer of POST /v1/completions; a prompt with several choices counts once."""
+    choices = [
+        choice(c.text, c.finish_reason, index, completion_logprobs(c.logprobs) if with_logprobs else None)
+        for index, c in enumerate(completions)
+    ]
+    return completion_head(model) | {"choices": choices, "usage": total_usage(completions, n)}
+
+
+def total_usage(completions: Sequence[Completion], n: int) -> dict[str, int]:
+    """Token counts over all choices, `n` of each prompt."""
+    return usage(sum(c.n_prompt_tokens for c in completions[::n]), sum(c.n_tokens for c in completions))
 
 
 def usage(n_prompt_tokens: int, n_tokens: int) -> dict[str, int]:
     """Token counts of a completion."""
     return {"prompt_tokens": n_prompt_tokens, "completion_tokens": n_tokens, "total_tokens": n_prompt_tokens + n_tokens}
-
-
-def completion_body(model: str, completions: Sequence[Completion]) -> dict[str, Any]:
-    """The answer of POST /v1/completions."""
-    return completion_head(model) | {
-        "choices": [choice(c.text, c.finish_reason, index) for index, c in enumerate(completions)],
-        "usage": usage(sum(c.n_prompt_tokens for c in completions), sum(c.n_tokens for c in completions)),
-    }
-
-
-def classify_body(model: str, scored: Sequence[Scores]) -> dict[str, Any]:
-    """The answer of POST /v1/classify: for each input its likeliest label and the probability of every label."""
-    data = [
-        {"index": index, "label": max(s.scores, key=s.scores.__getitem__), "scores": s.scores, "truncated": s.truncated}
-        for index, s in enumerate(scored)
-    ]
-    n_tokens = sum(s.n_tokens for s in scored)
-    return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}}

@@ -1,16 +1,16 @@
 """Smoke requests over real HTTP: does every model answer, and how fast. Plain urllib, so that asking /health needs no Ray."""
 
-import json
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from fmray.core.errors import RunError
 from fmray.core.report import Metric
+from fmray.model.checkpoint import Head
+from fmray.serve.client import Client
 from fmray.serve.deployment import DeployConfig, ModelSpec, Sample
 
 TIMEOUT_S = 120.0
@@ -38,23 +38,16 @@ def wait_healthy(url: str, timeout_s: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The JSON answer to a JSON body.
+def post(url: str, body: dict[str, Any], key: str | None = None) -> dict[str, Any]:
+    """The JSON answer to a JSON body, asked with an API key where there is one.
 
     Raises:
         RunError: any status but 200, or no answer.
     """
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            return dict(json.load(answer))
-    except urllib.error.HTTPError as error:
-        raise RunError(f"answered {error.code}: {error.read().decode(errors='replace')[:300]}", where=url) from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"did not answer ({error})", where=url) from None
+    return Client(url, key=key, timeout_s=TIMEOUT_S, attempts=1).post("", body)
 
 
-def smoke(url: str, spec: ModelSpec, config: DeployConfig) -> tuple[list[Metric], list[Sample]]:
+def smoke(url: str, spec: ModelSpec, config: DeployConfig, key: str | None = None) -> tuple[list[Metric], list[Sample]]:
     """Asks one model `smoke_requests` times, one after another, after one request to warm up.
 
     Returns:
@@ -64,28 +57,75 @@ def smoke(url: str, spec: ModelSpec, config: DeployConfig) -> tuple[list[Metric]
         RunError: a request failed.
     """
     prompts = config.smoke_prompts
-    ask = _complete if spec.head == "causal_lm" else _classify
-    ask(url, spec.name, prompts[0], config)
+    ask = ASKED[spec.head]
+
+    def asked(prompt: str) -> tuple[str, int]:
+        route, body, read = ask(prompt, config)
+        answer = post(f"{url}/v1/{route}", {"model": spec.name, **body}, key)
+        return read(answer), answer["usage"].get("completion_tokens", 0)
+
+    asked(prompts[0])
     samples, tokens = [], 0
     for index in range(config.smoke_requests):
         prompt = prompts[index % len(prompts)]
         started = time.perf_counter()
-        answer, n_tokens = ask(url, spec.name, prompt, config)
+        answer, n_tokens = asked(prompt)
         samples.append(Sample(model=spec.name, prompt=prompt, answer=answer, latency_ms=round(1e3 * (time.perf_counter() - started), 2)))
         tokens += n_tokens
     return list(_metrics(spec, samples, tokens)), samples[: len(prompts)]
 
 
-def _complete(url: str, model: str, prompt: str, config: DeployConfig) -> tuple[str, int]:
+Ask = tuple[str, dict[str, Any], Callable[[Any], str]]
+
+
+def _complete(prompt: str, config: DeployConfig) -> Ask:
     # Greedy: the sample in the report is the same in every run.
-    body = {"model": model, "prompt": prompt, "max_tokens": config.smoke_max_tokens, "temperature": 0}
-    answer = post(f"{url}/v1/completions", body)
-    return answer["choices"][0]["text"], answer["usage"]["completion_tokens"]
+    body = {"prompt": prompt, "max_tokens": config.smoke_max_tokens, "temperature": 0}
+    return "completions", body, lambda answer: str(answer["choices"][0]["text"])
 
 
-def _classify(url: str, model: str, text: str, config: DeployConfig) -> tuple[str, int]:
-    best = post(f"{url}/v1/classify", {"model": model, "input": text, "truncate": True})["data"][0]
-    return f"{best['label']} ({best['scores'][best['label']]:.3f})", 0
+def _classify(text: str, config: DeployConfig) -> Ask:
+    def read(answer: Any) -> str:
+        best = answer["data"][0]
+        return f"{best['label']} ({best['scores'][best['label']]:.3f})"
+
+    return "classify", {"input": text, "truncate": True}, read
+
+
+def _tag(text: str, config: DeployConfig) -> Ask:
+    return "token-classify", {"input": text, "truncate": True}, lambda answer: " ".join(f"{w['word']}/{w['tag']}" for w in answer["data"][0]["words"])
+
+
+def _fill(text: str, config: DeployConfig) -> Ask:
+    return "fill-mask", {"input": f"{text} [MASK]"}, lambda answer: str(answer["data"][0]["masks"][0][0]["token"])
+
+
+def _answer(text: str, config: DeployConfig) -> Ask:
+    return "question-answer", {"question": "What is it?", "context": text}, lambda answer: str(answer["data"][0]["answer"])
+
+
+def _summarize(text: str, config: DeployConfig) -> Ask:
+    body = {"input": text, "truncate": True, "max_tokens": config.smoke_max_tokens}
+    return "summarize", body, lambda answer: str(answer["data"][0]["summary"])
+
+
+def _embed(text: str, config: DeployConfig) -> Ask:
+    def read(answer: Any) -> str:
+        vector = answer["data"][0]["embedding"]
+        return f"[{', '.join(f'{x:.4f}' for x in vector[:3])}, ...] ({len(vector)} numbers)"
+
+    return "embeddings", {"input": text, "truncate": True}, read
+
+
+ASKED: dict[Head, Callable[[str, DeployConfig], Ask]] = {
+    "causal_lm": _complete,
+    "sequence_classification": _classify,
+    "token_classification": _tag,
+    "question_answering": _answer,
+    "masked_lm": _fill,
+    "seq2seq_lm": _summarize,
+    "encoder": _embed,
+}
 
 
 def _metrics(spec: ModelSpec, samples: list[Sample], n_tokens: int) -> Iterable[Metric]:

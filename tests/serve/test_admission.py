@@ -121,9 +121,36 @@ def test_what_is_not_a_model_is_bad_input(tmp_path: Path, copy_of: Copy) -> None
         assert refused.value.exit_code == 2
     root = copy_of("base")
     config = json.loads((root / "base" / "config.json").read_text())
-    (root / "base" / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForTokenClassification"]}))
+    (root / "base" / "config.json").write_text(json.dumps(config | {"architectures": ["ViTForImageClassification"]}))
     with pytest.raises(ArtifactError, match="cannot be served"):
         admit(root / "base")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head"),
+    [
+        ("GPT2LMHeadModel", "causal_lm"),
+        ("BertForMaskedLM", "masked_lm"),
+        ("BertForTokenClassification", "token_classification"),
+        ("BertForQuestionAnswering", "question_answering"),
+        ("BartForConditionalGeneration", "seq2seq_lm"),
+        ("BertModel", "encoder"),
+    ],
+)
+def test_the_head_is_read_from_the_architecture(copy_of: Copy, architecture: str, head: str) -> None:
+    path = copy_of("base") / "base"
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
+    assert admit(path, waiver=Waiver.of("a look", "Ada")).head == head
+
+
+def test_a_checkpoint_with_no_tokenizer_is_bad_input(copy_of: Copy) -> None:
+    path = copy_of("base") / "base"
+    for file in path.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ArtifactError, match="has no tokenizer") as refused:
+        admit(path, waiver=Waiver.of("a look", "Ada"))
+    assert refused.value.exit_code == 2
 
 
 def test_names_and_decisions_must_fit(experiment: Path, copy_of: Copy) -> None:

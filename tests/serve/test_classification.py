@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fmray.serve.engine import Scores
+from fmray.serve.engine import Scores, Text
 from fmray.serve.engines.classification import Classification
 from fmray.tasks.classifier import Classifier
 from tests.train import tiny
@@ -14,7 +14,7 @@ from tests.train import tiny
 def test_scores_add_up_to_one_unless_a_text_may_bear_several_labels(tmp_path: Path, problem: str) -> None:
     tiny.save_decoder(tmp_path / "base")
     Classifier.start(tmp_path / "base", ["a", "b", "c"], seed=0, problem=problem).save(tmp_path / "model")
-    (found,) = Classification(tmp_path / "model", device="cpu", threads=1).classify(["rain and snow"], [False])
+    (found,) = Classification(tmp_path / "model", device="cpu", threads=1).answer([Text("rain and snow")])
     assert isinstance(found, Scores)
     classifier = Classifier.load(tmp_path / "model")
     logits_K = classifier.logits(classifier.encode(["rain and snow"], 64))[0]

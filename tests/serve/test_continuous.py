@@ -194,3 +194,69 @@ def test_a_dead_engine_says_so(experiment: Path) -> None:
     with pytest.raises(RequestError) as refused:
         asyncio.run(answer(engine, "Return", Sampling(max_tokens=4)))
     assert refused.value.status == 503
+
+
+def test_logprobs_are_those_of_a_plain_forward_pass(engine: ContinuousBatching, experiment: Path) -> None:
+    """Streamed or not, greedy or drawn: of the model itself, before temperature; and the text's tokens add up to it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(experiment / "base", dtype="float32")
+    ids = engine.encode("Return the", 8)
+    for sampling in (Sampling(max_tokens=8, temperature=0, logprobs=3), Sampling(max_tokens=8, temperature=0.7, seed=1, logprobs=3)):
+        pieces = asyncio.run(answer(engine, ids, sampling, stream=True))
+        told = [one for piece in pieces for one in piece.logprobs]
+        [whole] = asyncio.run(answer(engine, ids, sampling))
+        assert told == list(whole.logprobs)
+        assert len(told) == 8
+        row = list(ids)
+        for one in told:
+            with torch.no_grad():
+                logprobs_V = model(torch.tensor([row])).logits[0, -1].log_softmax(-1)
+            token = min(range(320), key=lambda i, one=one, at=logprobs_V: abs(float(at[i]) - one.logprob))
+            assert float(logprobs_V[token]) == pytest.approx(one.logprob, abs=1e-4)
+            assert [value for _, value in one.top] == pytest.approx(logprobs_V.topk(3).values.tolist(), abs=1e-4)
+            row.append(token)
+        if sampling.temperature == 0:
+            assert all(one.logprob == one.top[0][1] for one in told)
+
+
+def test_scores_of_given_text_and_a_stop_string_cuts_logprobs(engine: ContinuousBatching, experiment: Path) -> None:
+    from fmray.model.language_model import LanguageModel
+
+    texts = ["Return the value", "x", "The quick brown fox jumps over the lazy dog"]
+    rows = [engine.encode(text, 0) for text in texts]
+    found = asyncio.run(engine.score(rows, 2))
+    sums = LanguageModel.load(experiment / "base", "cpu", "float32").loglikelihood(texts)
+    for row, told, (total, n) in zip(rows, found, sums, strict=True):
+        assert (len(told), told[0].logprob, len(told) - 1) == (len(row), None, n)
+        assert sum(one.logprob or 0.0 for one in told) == pytest.approx(total, abs=1e-3)
+        assert all(len(one.top) == 2 for one in told[1:])
+    [whole] = asyncio.run(answer(engine, "Return", Sampling(max_tokens=40, temperature=0, logprobs=0)))
+    stop = whole.text[6:8]
+    [piece] = asyncio.run(answer(engine, "Return", Sampling(max_tokens=40, temperature=0, logprobs=0, stop=(stop,))))
+    assert len("".join(one.text for one in piece.logprobs[:-1])) < len(piece.text)
+    assert engine._sampling.drawn == {}
+
+
+def test_embeddings_are_mean_pooled_and_of_length_one(engine: ContinuousBatching, experiment: Path) -> None:
+    import torch
+    from transformers import AutoModel
+
+    rows = [engine.encode(text, 0) for text in ("Return the value", "x")]
+    found = asyncio.run(engine.embed(rows))
+    model: Any = AutoModel.from_pretrained(experiment / "base", dtype="float32")
+    for row, one in zip(rows, found, strict=True):
+        with torch.no_grad():
+            mean_D = model(torch.tensor([row])).last_hidden_state[0].mean(0)
+        assert one.vector == pytest.approx((mean_D / mean_D.norm()).tolist(), abs=1e-5)
+        assert sum(x * x for x in one.vector) == pytest.approx(1.0)
+
+
+def test_vllm_is_missed_in_one_line() -> None:
+    from fmray.core.errors import ConfigError
+    from fmray.serve.engines.vllm import Vllm
+
+    with pytest.raises(ConfigError, match="the engine vllm needs the package vllm") as missing:
+        Vllm(Path("x"), dtype="bfloat16", cache_tokens=1024, max_requests=4)
+    assert (missing.value.exit_code, "\n" in str(missing.value)) == (2, False)

@@ -19,9 +19,10 @@ from fmray.core.errors import ConfigError, GateRefused, ResourceError, RunError
 from fmray.core.experiment import Experiment
 from fmray.serve import application, smoke
 from fmray.serve.admission import admit
-from fmray.serve.deploy import running, specs_of
+from fmray.serve.deploy import running
 from fmray.serve.deployment import DeployConfig, Deployment
 from fmray.serve.foreground import admitted
+from fmray.serve.specs import specs_of
 from tests.serve.conftest import LABELS, MAX_LEN, make_decision
 
 QUICK = {"num_cpus": 0.1, "smoke_requests": 4, "smoke_max_tokens": 6}
@@ -186,12 +187,12 @@ def test_errors_raise_the_openai_clients_own_classes(client: openai.OpenAI) -> N
     assert long.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError, match="ask it at /v1/classify"):
         client.completions.create(model="tuned", prompt="x")
-    with pytest.raises(openai.BadRequestError, match="'n' is not supported here"):
-        client.completions.create(model="base", prompt="x", n=2)
+    with pytest.raises(openai.BadRequestError, match="'best_of' is not supported here"):
+        client.completions.create(model="base", prompt="x", best_of=2)
     with pytest.raises(openai.BadRequestError, match="maximum context length"):
         client.completions.create(model="base", prompt="x", max_tokens=500, stream=True)
-    with pytest.raises(openai.NotFoundError):
-        client.chat.completions.create(model="base", messages=[])
+    with pytest.raises(openai.BadRequestError, match="has no chat template"):
+        client.chat.completions.create(model="base", messages=[{"role": "user", "content": "x"}])
 
 
 @pytest.mark.parametrize(
@@ -212,8 +213,8 @@ def test_errors_raise_the_openai_clients_own_classes(client: openai.OpenAI) -> N
         ("completions", b'{"model": "base", "prompt": "x", "temperature": 9}', "temperature"),
         ("completions", b'{"model": "base", "prompt": "x", "top_p": 0}', "top_p"),
         ("completions", b'{"model": "base", "prompt": "x", "stop": ""}', "stop"),
-        ("completions", b'{"model": "base", "prompt": "x", "logprobs": 0}', "logprobs"),
-        ("completions", b'{"model": "base", "prompt": ["x", "y"], "stream": true}', "stream"),
+        ("completions", b'{"model": "base", "prompt": "x", "logprobs": -1}', "logprobs"),
+        ("completions", b'{"model": "base", "prompt": "x", "n": 0}', "n"),
         ("classify", b'{"model": "tuned", "input": []}', "input"),
         ("classify", b'{"model": "tuned", "input": [1]}', "input"),
         ("classify", b'{"model": "base", "input": "x"}', "model"),

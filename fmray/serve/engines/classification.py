@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fmray.serve.engine import RequestError, Scores
+from fmray.serve.engine import Answer, RequestError, Scores, Text
+from fmray.serve.engines.opening import refusal
 from fmray.tasks.classifier import Classifier
 
 
@@ -23,24 +24,16 @@ class Classification:
     def close(self) -> None:
         """Nothing to end."""
 
-    def classify(self, texts: Sequence[str], truncate: Sequence[bool]) -> list[Scores | RequestError]:
-        """Scores of each text; see `ClassificationEngine`."""
-        lengths = [len(ids) for ids in self._classifier.tokenizer(list(texts), verbose=False)["input_ids"]]
-        refused = [self._refusal(length, cut) for length, cut in zip(lengths, truncate, strict=True)]
-        scored = iter(self._score([text for text, error in zip(texts, refused, strict=True) if error is None]))
+    def answer(self, asked: Sequence[Text]) -> list[Answer | RequestError]:
+        """Scores of each text; see `TaskEngine`."""
+        lengths = [len(ids) for ids in self._classifier.tokenizer([one.text for one in asked], verbose=False)["input_ids"]]
         limit = self.max_model_len
+        refused = [refusal(length, limit, one.truncate) for length, one in zip(lengths, asked, strict=True)]
+        scored = iter(self._score([one.text for one, error in zip(asked, refused, strict=True) if error is None]))
         return [
             Scores(next(scored), min(length, limit), length > limit) if error is None else error
             for length, error in zip(lengths, refused, strict=True)
         ]
-
-    def _refusal(self, length: int, truncate: bool) -> RequestError | None:
-        if length == 0:
-            return RequestError(400, "the input holds no token", param="input")
-        if length > self.max_model_len and not truncate:
-            message = f'this model takes {self.max_model_len} tokens and the input has {length}: shorten it, or send "truncate": true'
-            return RequestError(400, message, param="input", code="context_length_exceeded")
-        return None
 
     def _score(self, texts: list[str]) -> list[dict[str, float]]:
         import torch

@@ -5,6 +5,7 @@ transformers' interface here moves quickly (verified with 5.23): everything that
 """
 
 import asyncio
+import copy
 import itertools
 import random
 from collections.abc import AsyncGenerator, Sequence
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fmray.model.language_model import LanguageModel
-from fmray.serve.engine import Piece, RequestError, Sampling
+from fmray.serve.engine import Embedding, Piece, Prompt, RequestError, Sampling, TokenLogprob
+from fmray.serve.engines.forward import MAX_LOGITS, groups, mean_pooled, shown, token_logprobs
+from fmray.serve.engines.prompt import PromptReader
 from fmray.serve.engines.sampling import RequestSampling
-from fmray.serve.text_stream import TextStream
+from fmray.serve.text_stream import UNFINISHED, TextStream
 
 # Tokens of one cache page. Small pages waste little on short answers; the models here have short contexts.
 PAGE_SIZE = 32
@@ -38,6 +41,9 @@ class ContinuousBatching:
         torch.set_num_threads(threads)
         self._vocab_size = int(model.config.vocab_size)
         self._eos = _eos_ids(model, self._tokenizer)
+        # The manager changes how its model attends. Whole texts go through a twin that shares every weight and stays as it was.
+        self._plain = copy.deepcopy(model, {id(t): t for t in itertools.chain(model.parameters(), model.buffers())})
+        self._one_pass = asyncio.Semaphore(1)
         pages = cache_tokens // PAGE_SIZE
         self.max_model_len = min(int(model.config.max_position_embeddings), pages * PAGE_SIZE)
         self._manager: Any = model.init_continuous_batching(
@@ -53,7 +59,9 @@ class ContinuousBatching:
             ),
         )
         # Sampling by request; its docstring says why the two switches above are off.
-        self._manager.logit_processor = RequestSampling()
+        self._sampling = RequestSampling()
+        self._manager.logit_processor = self._sampling
+        self._reader = PromptReader(self._tokenizer, self._eos, self._vocab_size, self.max_model_len)
         self._ids = itertools.count()
         self._manager.start()
 
@@ -62,68 +70,87 @@ class ContinuousBatching:
         if not self._manager.is_running():
             raise RuntimeError(f"the generation thread ended: {self._manager.background_thread_status.fatal_error}")
 
+    def load(self) -> dict[str, float]:
+        """Requests in the batch and in the queue, and the share of the cache that is taken; nothing until the thread has begun."""
+        processor = self._manager.batch_processor
+        if processor is None:
+            return {}
+        scheduler = processor.scheduler
+        cache_use = 1.0 - float(processor.cache.compute_free_capacity(relative=True))
+        return {"running": len(scheduler.active_requests), "waiting": len(scheduler.waiting_requests), "cache_use": cache_use}
+
     def close(self) -> None:
         """Ends the generation thread; requests in flight fail."""
         self._manager.stop(block=True, timeout=5.0, hard_stop=True)
 
-    def encode(self, prompt: str | Sequence[int], max_tokens: int) -> list[int]:
-        """Token ids as the model's own tokenizer makes them, without an end mark that it may add behind.
+    def encode(self, prompt: Prompt, max_tokens: int | None) -> list[int]:
+        """Token ids of a prompt; see `PromptReader.encode`."""
+        return self._reader.encode(prompt, max_tokens)
 
-        Raises:
-            RequestError: (400) ids outside the vocabulary, nothing to continue, or more than the context holds.
-        """
-        if isinstance(prompt, str):
-            ids = [int(token) for token in self._tokenizer(prompt, verbose=False)["input_ids"]]
-            while ids and ids[-1] in self._eos and ids[-1] != self._tokenizer.bos_token_id:
-                ids.pop()
-            if not ids and self._tokenizer.bos_token_id is not None:
-                ids = [int(self._tokenizer.bos_token_id)]
-        else:
-            ids = list(prompt)
-        if not ids:
-            raise RequestError(400, "the prompt is empty and this model has no token to begin with", param="prompt")
-        wrong = next((token for token in ids if not 0 <= token < self._vocab_size), None)
-        if wrong is not None:
-            raise RequestError(400, f"token id {wrong} is outside the vocabulary of {self._vocab_size}", param="prompt")
-        if len(ids) + max_tokens > self.max_model_len:
-            message = (
-                f"this model's maximum context length is {self.max_model_len} tokens, and {len(ids) + max_tokens} were requested "
-                f"({len(ids)} in the prompt, {max_tokens} for the completion)"
-            )
-            raise RequestError(400, message, param="prompt", code="context_length_exceeded")
-        return ids
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    async def score(self, rows: Sequence[list[int]], top: int) -> list[tuple[TokenLogprob, ...]]:
+        """Log-probabilities of given texts; see `GenerationEngine`. One plain pass after another, so that a client who leaves
+        stops what has not begun."""
+        found: dict[int, tuple[TokenLogprob, ...]] = {}
+        for group in groups(rows, MAX_LOGITS // self._vocab_size):
+            async with self._one_pass:
+                drawn = await asyncio.to_thread(token_logprobs, self._plain, [rows[i] for i in group], top)
+            for index, one in zip(group, drawn, strict=True):
+                found[index] = tuple(shown(self._tokenizer, token, each) for token, each in zip(rows[index], one, strict=True))
+        return [found[index] for index in range(len(rows))]
+
+    async def embed(self, rows: Sequence[list[int]]) -> list[Embedding]:
+        """Mean-pooled vectors of texts; see `GenerationEngine`."""
+        found: dict[int, Embedding] = {}
+        for group in groups(rows, 16 * self.max_model_len):
+            async with self._one_pass:
+                vectors = await asyncio.to_thread(mean_pooled, self._plain.base_model, [rows[i] for i in group], 0)
+            found |= dict(zip(group, vectors, strict=True))
+        return [found[index] for index in range(len(rows))]
 
     async def generate(self, prompt_ids: list[int], sampling: Sampling, *, stream: bool) -> AsyncGenerator[Piece, None]:
         """Pieces of the answer; see `GenerationEngine`."""
         text = TextStream(self._tokenizer, sampling.stop)
         # A stop string must be seen as it comes, or the answer would be generated to its full length for nothing.
         outputs = self._outputs(prompt_ids, sampling, by_token=stream or bool(sampling.stop))
-        held = ""
-        async for ids, finished in outputs:
+        held, told, sent = "", 0, 0
+        async for ids, finished, logprobs in outputs:
             piece = text.feed(ids, last=finished)
+            sent += len(piece)
             if text.stopped:
                 await outputs.aclose()
-                yield Piece(held + piece, len(ids), "stop")
+                yield Piece(held + piece, len(ids), "stop", logprobs[told : self._n_within(ids, sent)] if logprobs else ())
                 return
             if finished:
-                yield Piece(held + piece, len(ids), "stop" if ids and ids[-1] in self._eos else "length")
+                yield Piece(held + piece, len(ids), "stop" if ids and ids[-1] in self._eos else "length", logprobs[told:])
             elif stream and piece:
-                yield Piece(piece, len(ids))
+                yield Piece(piece, len(ids), None, logprobs[told:])
+                told = len(logprobs)
             else:
                 held += piece
 
-    async def _outputs(self, prompt_ids: list[int], sampling: Sampling, *, by_token: bool) -> AsyncGenerator[tuple[list[int], bool], None]:
-        """All ids generated so far and whether that was all, each time there are more; ending it early cancels the request."""
+    def _n_within(self, ids: list[int], n_characters: int) -> int:
+        """How many tokens begin within the text that is sent: what a stop string cuts off is not told of."""
+        return next((n for n in range(len(ids)) if len(self.decode(ids[:n]).rstrip(UNFINISHED)) >= n_characters), len(ids))
+
+    async def _outputs(self, prompt_ids: list[int], sampling: Sampling, *, by_token: bool) -> AsyncGenerator[tuple[list[int], bool, tuple[TokenLogprob, ...]], None]:
+        """All ids generated so far, whether that was all, and their log-probabilities where asked for, each time there are more;
+        ending it early cancels the request."""
         request_id = f"fmray-{next(self._ids)}"
         results: asyncio.Queue[Any] = asyncio.Queue()
         seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
         self._manager.register_result_handler(request_id, results.put_nowait)
+        drawn = self._sampling.drawn.setdefault(request_id, {}) if sampling.logprobs is not None else {}
+        logprobs: list[TokenLogprob] = []
         finished = False
         try:
             added = self._manager.add_request(
                 prompt_ids,
                 request_id=request_id,
-                max_new_tokens=sampling.max_tokens,
+                max_new_tokens=self.max_model_len - len(prompt_ids) if sampling.max_tokens is None else sampling.max_tokens,
                 streaming=by_token,
                 sampling=sampling,
                 seed=seed,
@@ -135,8 +162,13 @@ class ContinuousBatching:
                 finished = result.is_finished()
                 if result.error is not None:
                     raise RequestError(500, f"generation failed: {result.error}")
-                yield result.generated_tokens, finished
+                ids = result.generated_tokens
+                if sampling.logprobs is not None:
+                    new = range(len(logprobs), len(ids))
+                    logprobs += [shown(self._tokenizer, ids[i], drawn[len(prompt_ids) + i]) for i in new]
+                yield ids, finished, tuple(logprobs)
         finally:
+            self._sampling.drawn.pop(request_id, None)
             if not finished:
                 self._manager.cancel_request(request_id)
                 # A cancelled request delivers nothing more, so its handler would stay for ever.

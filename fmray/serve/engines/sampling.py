@@ -5,12 +5,22 @@ Legend: B rows with a new token, V vocabulary.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fmray.serve.engine import Sampling
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chosen token with its log-probability under the model itself (nats), and the likeliest tokens with theirs."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 class RequestSampling:
@@ -20,13 +30,17 @@ class RequestSampling:
     one possible. The draw is keyed by the request's seed and the token's position in the sequence, so the answer does
     not depend on what else is in the batch. The parameters stay on the host between `prepare_tensor_args` and the call,
     which is sound only without asynchronous batching and CUDA graphs: the engine turns both off.
+
+    `drawn` holds, for each request that the engine put there, what was drawn at each position. It is kept here by request
+    id because the manager copies a request's own arguments when it frees cache.
     """
 
     do_processing = True
     tensors_required = 0
 
     def __init__(self) -> None:
-        self._rows: list[tuple[Sampling, int, int]] = []
+        self.drawn: dict[str, dict[int, Drawn]] = {}
+        self._rows: list[tuple[Sampling, int, int, str]] = []
 
     def check_kwargs(self, kwargs: dict[str, Any]) -> None:
         """Part of the manager's face: the engine passes its own `sampling` and `seed`, always valid."""
@@ -41,14 +55,17 @@ class RequestSampling:
             arguments = state.logit_processor_kwargs
             # The sum stays right when the manager moves generated tokens into the prompt to free cache.
             position = len(state.initial_tokens) + len(state.generated_tokens)
-            self._rows.append((arguments["sampling"], arguments["seed"], position))
+            self._rows.append((arguments["sampling"], arguments["seed"], position, state.request_id))
         return arg_storage
 
     def __call__(self, input_ids_B: "torch.Tensor", logits_BV: "torch.Tensor", arguments: "torch.Tensor") -> "torch.Tensor":
         """Logits whose argmax is each row's next token."""
-        for row, (sampling, seed, position) in enumerate(self._rows):
-            if sampling.temperature > 0:
-                token = draw(logits_BV[row], sampling, seed, position)
+        for row, (sampling, seed, position, request_id) in enumerate(self._rows):
+            token = draw(logits_BV[row], sampling, seed, position) if sampling.temperature > 0 else None
+            kept = self.drawn.get(request_id)
+            if kept is not None:
+                kept[position] = look(logits_BV[row], token, sampling.logprobs or 0)
+            if token is not None:
                 logits_BV[row] = float("-inf")
                 logits_BV[row, token] = 0.0
         return logits_BV
@@ -72,6 +89,17 @@ def draw(logits_V: "torch.Tensor", sampling: Sampling, seed: int, position: int)
     generator = torch.Generator()
     generator.manual_seed(_key(seed, position))
     return int(torch.multinomial(probabilities_V, 1, generator=generator))
+
+
+def look(logits_V: "torch.Tensor", token: int | None, top: int) -> Drawn:
+    """The log-probability of a token (None: the likeliest) under softmax(logits), beside those of the `top` likeliest."""
+    import torch
+
+    logprobs_V = torch.log_softmax(logits_V.float(), dim=-1)
+    chosen = int(logits_V.argmax()) if token is None else token
+    likeliest = torch.topk(logprobs_V, min(top, logprobs_V.numel()))
+    pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    return Drawn(chosen, float(logprobs_V[chosen]), tuple((int(i), float(value)) for i, value in pairs))
 
 
 def _key(seed: int, position: int) -> int:

@@ -1,0 +1,1 @@
+"""How fast a model is served: see `python -m benchmarks.serve --help`."""

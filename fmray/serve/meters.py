@@ -1,0 +1,58 @@
+"""Prometheus figures through Ray: each Serve node's metrics port exports them as `ray_fmray_...`, by model."""
+
+import threading
+import time
+from typing import Any, Protocol, runtime_checkable
+
+SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]
+ENGINE_PERIOD_S = 2.0
+# Of the names of models' deployments.
+DEPLOYMENT_PREFIX = "model-"
+
+
+class Meters:
+    """What the HTTP face counts. `model` is a served name, or `unknown`: a client's invented names must not become series."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter, Gauge, Histogram
+
+        model = ("model",)
+        self.requests = Counter("fmray_requests", "requests answered, by route and status", ("model", "route", "status"))
+        self.seconds = Histogram("fmray_request_seconds", "from the request's arrival to the end of its answer", SECONDS, ("model", "route"))
+        self.prompt_tokens = Counter("fmray_prompt_tokens", "tokens of prompts and inputs, as usage counts them", model)
+        self.completion_tokens = Counter("fmray_completion_tokens", "tokens generated; a stream without usage counts its pieces", model)
+        self.first_token = Histogram("fmray_time_to_first_token_seconds", "to the first piece of a stream", SECONDS, model)
+        self.inter_token = Histogram("fmray_inter_token_seconds", "between two pieces of a stream", SECONDS, model)
+        self.in_flight = Gauge("fmray_requests_in_flight", "requests that a face is answering now", model)
+
+
+@runtime_checkable
+class Loaded(Protocol):
+    """An engine that can say how busy it is. vLLM exports such figures by itself."""
+
+    def load(self) -> dict[str, float]:
+        """`running` and `waiting` requests, and `cache_use` between 0 and 1."""
+
+
+def watch_engine(engine: object) -> None:
+    """Exports the load of this replica's engine, if it tells it, every two seconds for as long as its process lives."""
+    if not isinstance(engine, Loaded):
+        return
+    from ray import serve
+    from ray.util.metrics import Gauge
+
+    model = serve.get_replica_context().deployment.removeprefix(DEPLOYMENT_PREFIX)
+
+    gauges: dict[str, Any] = {
+        "running": Gauge("fmray_engine_running_requests", "requests in the engine's batch", ("model",)),
+        "waiting": Gauge("fmray_engine_waiting_requests", "requests in the engine's queue", ("model",)),
+        "cache_use": Gauge("fmray_engine_cache_use", "share of the key-value cache's pages that is taken", ("model",)),
+    }
+
+    def watch() -> None:
+        while True:
+            time.sleep(ENGINE_PERIOD_S)
+            for name, value in engine.load().items():
+                gauges[name].set(value, {"model": model})
+
+    threading.Thread(target=watch, daemon=True, name="fmray-engine-meter").start()
