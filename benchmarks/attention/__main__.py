@@ -2,8 +2,8 @@
 
 Every implementation that transformers can be told to use (eager, torch's scaled_dot_product_attention as it chooses and held to each
 of its backends, flex_attention, flash attention 2 and 3 where installed), forward and backward, on causal, full and packed rows, up to
-32k positions, in fp32 and bf16. A cell that should not fit in memory is not tried, one that takes too long is stopped, and either
-is shown with its reason. Each is compared with float64 in the same run.
+32k positions, in fp32 and bf16. A cell that should not fit in memory or into the time is not tried, one that takes too long is
+stopped, and each is shown with its reason. Each is compared with float64 in the same run.
 """
 
 import argparse
@@ -34,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, help="heads x head dimension")
     parser.add_argument("--seconds", type=float, default=1.0, help="of measuring a cell")
     parser.add_argument("--limit-s", type=float, default=120.0, help="after which a cell is given up")
+    parser.add_argument("--budget-s", type=float, default=float("inf"), help="after which no further cell is tried; short rows come first")
     parser.add_argument("--memory-gb", type=float, help="that a cell may take, GiB; what is free, if left out")
     parser.add_argument("--out", type=Path, help="folder for the result files")
     parser.add_argument("--stem", help="name of the result files without their ending")
@@ -59,13 +60,13 @@ def main() -> None:
         about = worker.ask("about", limit_s=START_S)
         about["peaks"] = {dtype: worker.ask("peak", dtype, limit_s=START_S) for dtype in known.dtypes}
         print(f"{about['name']}, {about['threads']} threads; matrix product " + ", ".join(f"{d} {p / 1e12:.3g} TFLOP/s" for d, p in about["peaks"].items()), flush=True)
-        for row in sweep(cells, about["peaks"], worker, seconds=known.seconds, limit_s=known.limit_s, memory_gb=known.memory_gb, tell=lambda text: print(text, flush=True)):
+        for row in sweep(cells, about["peaks"], worker, seconds=known.seconds, limit_s=known.limit_s, budget_s=known.budget_s, memory_gb=known.memory_gb, tell=lambda text: print(text, flush=True)):
             rows.append(row)
     finally:
         worker.close()
     if known.out:
         stem = known.stem or f"attention_{about['threads']}cpu_{datetime.date.today():%Y%m}" if device == "cpu" else known.stem or f"attention_gpu_{datetime.date.today():%Y%m}"
-        settings = {"tokens": tokens, "width": width, "seconds": known.seconds, "limit_s": known.limit_s, "memory_gb": known.memory_gb}
+        settings = {"tokens": tokens, "width": width, "seconds": known.seconds, "limit_s": known.limit_s, "budget_s": None if known.budget_s == float("inf") else known.budget_s, "memory_gb": known.memory_gb}
         command = f"python -m benchmarks.attention {shlex.join(sys.argv[1:])}".strip()
         for path in write(known.out, stem, about, rows, command=command, settings=settings):
             print(path)

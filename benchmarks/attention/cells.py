@@ -51,15 +51,15 @@ class Cell:
 
 
 def grid(implementations: list[str], masks: list[str], dtypes: list[str], seq_lens: list[int], head_dims: list[int], *, tokens: int, width: int) -> list[Cell]:
-    """All cells of at least `tokens` positions and `width` = heads x head dimension; implementations alternate on each shape, so
-    that a slow minute of the machine falls on all of them.
+    """All cells of at least `tokens` positions and `width` = heads x head dimension, short rows first. Implementations alternate on
+    each shape, so that a slow minute of the machine falls on all of them.
     """
     return [
         Cell(implementation, mask, dtype, max(1, tokens // seq_len), max(1, width // head_dim), seq_len, head_dim)
+        for seq_len in sorted(seq_lens)
         for dtype in dtypes
         for head_dim in head_dims
         for mask in masks
-        for seq_len in sorted(seq_lens)
         for implementation in implementations
     ]
 

@@ -1,12 +1,13 @@
 """Tries every cell in a worker process that may be ended: what cannot fit is not tried, what takes too long is stopped."""
 
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from benchmarks.attention.cells import Cell, flops, memory_bytes
-from benchmarks.attention.worker import GIB, serve
+from benchmarks.attention.worker import GIB, LEAST_REPEATS, serve
 
 # Of the free memory, how much a cell may be estimated to take.
 SHARE = 0.9
@@ -64,26 +65,37 @@ class Worker:
         self._process = None
 
 
-def sweep(cells: Sequence[Cell], peaks: dict[str, float], worker: Worker, *, seconds: float, limit_s: float, memory_gb: float | None, tell: Callable[[str], None]) -> Iterator[Row]:
+def sweep(
+    cells: Sequence[Cell], peaks: dict[str, float], worker: Worker, *, seconds: float, limit_s: float, budget_s: float, memory_gb: float | None, tell: Callable[[str], None]
+) -> Iterator[Row]:  # fmt: skip
     """A row for each cell: its figures, or why it has none.
 
     Args:
         peaks: FLOP/s of the matrix product by dtype.
         seconds: of measuring a cell.
-        limit_s: after which a cell is given up, and longer ones of its kind are not tried.
+        limit_s: after which a cell is given up, and longer ones of its kind are not tried; nor is one that should take longer.
+        budget_s: after which no further cell is tried.
         memory_gb: that a cell may take, GiB; what is free when it is tried, if left out.
     """
     too_slow: dict[tuple[str, str, str, int], int] = {}
+    took: dict[tuple[str, str, str, int], tuple[Cell, float]] = {}
+    began = time.monotonic()
     for cell in cells:
         estimate = memory_bytes(cell)
         row: Row = asdict(cell) | {"estimated_bytes": estimate}
         try:
             if cell.family in too_slow:
                 row["reason"] = f"not tried: took longer than the limit of {limit_s:g} s at {too_slow[cell.family]:,} positions"
+            elif time.monotonic() - began > budget_s:
+                row["reason"] = f"not tried: the {budget_s:g} s of this run were over"
+            elif cell.family in took and (expected_s := should_take(cell, *took[cell.family])) > limit_s:
+                row["reason"] = f"not tried: should take {expected_s:,.0f} s by its time at {took[cell.family][0].seq_len:,} positions, and the limit is {limit_s:g} s"
             elif estimate > SHARE * (free := memory_gb * GIB if memory_gb is not None else worker.ask("free", limit_s=START_S)):
                 row["reason"] = f"not tried: should take {estimate / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free"
             else:
                 row |= worker.ask("cell", cell, seconds, limit_s=limit_s)
+                if "forward_s" in row:
+                    took[cell.family] = cell, row["forward_s"] + row["backward_s"]
         except TimeoutError as error:
             row["reason"] = str(error)
             too_slow[cell.family] = cell.seq_len
@@ -92,6 +104,12 @@ def sweep(cells: Sequence[Cell], peaks: dict[str, float], worker: Worker, *, sec
         row |= figures(cell, row, peaks)
         tell(line(row))
         yield row
+
+
+def should_take(cell: Cell, shorter: Cell, both_s: float) -> float:
+    """Seconds to measure a cell, by what both passes of a shorter one of its kind took: the least repeats and one to warm up, over whole squares."""
+    grown = cell.rows * cell.heads * cell.seq_len**2 / (shorter.rows * shorter.heads * shorter.seq_len**2)
+    return (1 + LEAST_REPEATS) * both_s * grown
 
 
 def figures(cell: Cell, row: Row, peaks: dict[str, float]) -> Row:

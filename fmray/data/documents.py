@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmray.data.order import mix
+from fmray.data.text import by_length
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -124,17 +125,7 @@ def first_of_each(table: "pa.Table") -> "pa.Table":
     return table.filter(np.concatenate([np.ones(min(1, len(keys)), np.bool_), keys[1:] != keys[:-1]]))
 
 
-def text_batches(column: "pa.ChunkedArray", batch_bytes: int) -> Iterator[list[str]]:
-    """A text column as lists of about `batch_bytes` of text."""
-    batch: list[str] = []
-    size = 0
-    for chunk in column.iterchunks():
-        for at in range(0, len(chunk), 1024):
-            for text in chunk.slice(at, 1024).to_pylist():
-                batch.append(text)
-                size += len(text)
-                if size >= batch_bytes:
-                    yield batch
-                    batch, size = [], 0
-    if batch:
-        yield batch
+def text_batches(column: "pa.ChunkedArray", characters: int) -> Iterator[list[str]]:
+    """A text column as lists of about `characters` of text."""
+    few = (chunk.slice(at, 1024).to_pylist() for chunk in column.iterchunks() for at in range(0, len(chunk), 1024))
+    return by_length(itertools.chain.from_iterable(few), characters)

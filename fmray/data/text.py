@@ -3,6 +3,7 @@
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,3 +63,17 @@ def _has(hashes: NDArray[np.uint64], text: str) -> bool:
     wanted = np.uint64(document_hash(text))
     at = int(np.searchsorted(hashes, wanted))
     return at < len(hashes) and bool(hashes[at] == wanted)
+
+
+def by_length(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """The texts in lists of at least so many characters, but for the last."""
+    few: list[str] = []
+    size = 0
+    for text in texts:
+        few.append(text)
+        size += len(text)
+        if size >= characters:
+            yield few
+            few, size = [], 0
+    if few:
+        yield few

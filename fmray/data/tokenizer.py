@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmray.core.errors import DataError
+from fmray.data.text import by_length
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -89,22 +90,9 @@ def encode(tokenizer: "Tokenizer", special: Special, texts: Sequence[str]) -> It
     The library is given a few texts at a time: what it makes of them (some 100 bytes a token) then stays in the processor's cache.
     """
     bos, eos = array("i", (special.bos,)), array("i", (special.eos,))
-    for few in _few(texts):
+    for few in by_length(texts, AT_ONCE_CHARACTERS):
         for encoding in tokenizer.encode_batch_fast(few, add_special_tokens=False):
             ids = bos[:]
             ids.fromlist(encoding.ids)
             ids.extend(eos)
             yield ids
-
-
-def _few(texts: Sequence[str]) -> Iterator[list[str]]:
-    few: list[str] = []
-    size = 0
-    for text in texts:
-        few.append(text)
-        size += len(text)
-        if size >= AT_ONCE_CHARACTERS:
-            yield few
-            few, size = [], 0
-    if few:
-        yield few

@@ -13,21 +13,27 @@ GIB = 2**30
 USABLE = 0.9
 # How much more autocast keeps than weights in bf16 do, for it holds what runs between matrices in float32: measured 1.1 to 1.2 times.
 AUTOCAST = 1.2
+# DeepSpeed's default of zero_optimization.reduce_bucket_size.
+BUCKET_ELEMENTS = 500_000_000
 
 
-def state_bytes_per_param(stage: int, num_workers: int, precision: Precision) -> float:
-    """Bytes a parameter takes on one worker in weights, gradients and AdamW's state; activations come on top.
+def state_bytes_per_param(stage: int, num_workers: int, precision: Precision, *, accumulates: bool = False) -> float:
+    """Bytes a parameter takes on one worker in weights, gradients and AdamW's state, behind the last backward pass; activations come on top.
 
-    Mixed precision holds 2 bytes of weight, 2 of gradient and 12 of float32 master and moments, of which ZeRO shards the masters and
-    moments (stage 1), the gradients (2) and the weights (3): 16, 4 + 12/N, 2 + 14/N, 16/N (Rajbhandari et al. 2020, section 3).
-    In float32 a weight and a gradient take 4 bytes each and the moments 8; from stage 1 on DeepSpeed keeps a master copy of the
-    shard in float32 as well: 16, 8 + 12/N, 4 + 16/N, 20/N.
+    In mixed precision a weight and a gradient take 2 bytes, float32 master and moments 12, of which ZeRO shards masters and moments
+    (stage 1), gradients (2) and weights (3): 16, 4 + 12/N, 2 + 14/N, 16/N (Rajbhandari et al. 2020, section 3). DeepSpeed 0.19 differs, as
+    counted by benchmarks/zero_memory.py: at stage 1 a gradient goes to its owner as soon as it is reduced, as at stage 2. Over several
+    micro-batches (`accumulates`) gradients add up in float32: their shards at stages 2 and 3, and at stage 1 all of them, beside those in bf16
+    (in float32 as they are, until the last micro-batch).
+    In float32 a weight and a gradient take 4 bytes, and from stage 1 on there is a master copy of the shard as well.
     """
-    weights, rest = (2.0, 12.0) if precision == "bf16" else (4.0, 12.0)
     if stage == 0:
         return 16.0
-    shared = {1: 2 * weights, 2: weights, 3: 0.0}[stage]
-    return shared + (2 * weights - shared + rest) / num_workers
+    if stage == 1 and accumulates:
+        return 8 + 12 / num_workers
+    weight = 2.0 if precision == "bf16" else 4.0
+    gradient = 4.0 if accumulates else weight
+    return (weight + gradient + 12) / num_workers if stage == 3 else weight + (gradient + 12) / num_workers
 
 
 def _share(config: PretrainConfig) -> str:
@@ -66,9 +72,11 @@ def plan(config: PretrainConfig, upstream: Mapping[str, Config]) -> dict[str, st
 
 def memory_lines(config: PretrainConfig, model: Architecture, n_params: int, vocab_size: int, seq_len: int) -> dict[str, str]:
     """Memory of a worker (when the fewest are there) by ZeRO stage, of a micro-batch's activations, and where the device's is declared the largest micro-batch."""
-    workers = config.num_workers.min
-    sizes = [n_params * state_bytes_per_param(stage, workers, config.precision) / GIB for stage in range(4)]
+    workers, accumulates = config.num_workers.min, _accumulates(config)
+    sizes = [n_params * state_bytes_per_param(stage, workers, config.precision, accumulates=accumulates) / GIB for stage in range(4)]
     lines = {"memory a worker": ", ".join(f"stage {stage}: {size:.3g} GiB" for stage, size in enumerate(sizes)) + " (weights, gradients, optimizer; activations on top)"}
+    if bucket := bucket_bytes(config):
+        lines["memory a worker"] += f"; DeepSpeed sets {size(bucket)} aside for reducing gradients"
     row = model.activation_bytes(vocab_size, seq_len, precision=config.precision, attention=config.attention_used)
     if row is None:
         return lines | {"activations": f"not known: {model.type} does not count them"}  # type: ignore[attr-defined]
@@ -76,15 +84,17 @@ def memory_lines(config: PretrainConfig, model: Architecture, n_params: int, voc
     lines["activations"] = f"{size(config.rows_per_pass * row)} a micro-batch of {config.rows_per_pass} rows ({size(row)} a row)"
     if config.device.memory_gb is None:
         return lines
-    room = USABLE * config.device.memory_gb * GIB - n_params * worker_bytes_per_param(config)
+    room = USABLE * config.device.memory_gb * GIB - n_params * worker_bytes_per_param(config) - bucket
     # Whatever number of workers there is, the micro-batch must divide its rows.
     rows = math.gcd(*(config.global_batch_size // n for n in config.num_workers.counts))
-    largest = largest_micro_batch(rows, row, room)
+    # Activations are gone when the optimizer steps, which must fit as well.
+    largest = largest_micro_batch(rows, row, room) if n_params * update_bytes_per_param(config) <= room + bucket else 0
     declared = f"{USABLE:.0%} of the declared {config.device.memory_gb:g} GiB"
     if largest:
         lines["largest micro-batch"] = f"{largest} of the {rows} rows of a worker, in {declared}"
     else:
-        lines["largest micro-batch"] = f"none: a row takes {size(row)}, and weights, gradients and optimizer leave {size(max(0.0, room))} of {declared}"
+        update = size(n_params * update_bytes_per_param(config))
+        lines["largest micro-batch"] = f"none: a row takes {size(row)}, the optimizer's step {update}, and weights, gradients and optimizer leave {size(max(0.0, room))} of {declared}"
     return lines
 
 
@@ -103,9 +113,34 @@ def worker_bytes_per_param(config: PretrainConfig) -> float:
     if config.engine == "torch" or config.zero.stage == 0:
         return state_bytes_per_param(0, 1, config.precision) + (2 if is_autocast(config) else 0)
     workers = config.num_workers.min
-    found = state_bytes_per_param(config.zero.stage, workers, config.precision)
+    found = state_bytes_per_param(config.zero.stage, workers, config.precision, accumulates=_accumulates(config))
     # Masters and moments, 12 bytes shared among the workers, lie on the host.
     return found - 12 / workers if config.zero.offload_optimizer else found
+
+
+def update_bytes_per_param(config: PretrainConfig) -> float:
+    """Bytes a parameter that the optimizer's step holds on top: the shard's gradients in one piece, and of bf16 ones a copy in float32."""
+    stage = config.zero.stage
+    if config.engine == "torch" or stage == 0 or config.zero.offload_optimizer:
+        return 0.0
+    if config.precision == "fp32" or _accumulates(config):
+        return 0.0 if stage == 1 and config.precision == "bf16" else 4 / config.num_workers.min
+    return 6 / config.num_workers.min
+
+
+def bucket_bytes(config: PretrainConfig) -> float:
+    """What DeepSpeed sets aside on a GPU to reduce gradients in, however small the model is. On a CPU only what is written to is taken."""
+    stage = config.zero.stage
+    if config.engine == "torch" or stage == 0 or not config.use_gpu or (stage == 1 and config.precision == "bf16" and _accumulates(config)):
+        return 0.0
+    told = config.deepspeed.get("zero_optimization", {})
+    # Where sending overlaps with the backward pass, stages 1 and 2 keep two.
+    buckets = 2 if stage < 3 and told.get("overlap_comm") else 1
+    return float(buckets * told.get("reduce_bucket_size", BUCKET_ELEMENTS) * (2 if config.precision == "bf16" else 4))
+
+
+def _accumulates(config: PretrainConfig) -> bool:
+    return config.with_workers(config.num_workers.min).grad_accum_steps > 1
 
 
 def largest_micro_batch(rows: int, row_bytes: float, room_bytes: float) -> int:

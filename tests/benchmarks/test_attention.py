@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.attention.attend import errors, prepare, seen, tensors
 from benchmarks.attention.cells import IMPLEMENTATIONS, MASKS, Cell, documents, flops, grid, memory_bytes, pairs
 from benchmarks.attention.report import TOLERANCE, cells_table, fastest_table, is_correct
-from benchmarks.attention.sweep import figures
+from benchmarks.attention.sweep import Worker, figures, should_take, sweep
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -103,6 +103,27 @@ def test_figures_follow_from_the_times():
     assert figures(CELL, {"reason": "did not run"}, {"fp32": 1e9}) == {}
     refused = {"seq_len": 96, "implementation": "eager", "reason": "a | b", "estimated_bytes": 2**30}
     assert "a \\| b" in cells_table([refused])[-1]
+
+
+def test_a_cell_that_should_take_too_long_is_told_by_a_shorter_one():
+    long = replace(CELL, rows=1, seq_len=CELL.seq_len * 30)
+    # A third of the rows, 900 times the square, four passes.
+    assert should_take(long, CELL, 0.5) == pytest.approx(4 * 0.5 * 300)
+    rows = list(sweep([CELL, long], {"fp32": 1e12}, Answering(), seconds=0.0, limit_s=60.0, budget_s=60.0, memory_gb=1.0, tell=lambda text: None))
+    assert rows[0]["tokens_per_s"] == 3 * 96 / 0.5
+    assert rows[1]["reason"] == "not tried: should take 600 s by its time at 96 positions, and the limit is 60 s"
+    (row,) = sweep([CELL], {"fp32": 1e12}, Answering(), seconds=0.0, limit_s=60.0, budget_s=-1.0, memory_gb=1.0, tell=lambda text: None)
+    assert row["reason"] == "not tried: the -1 s of this run were over"
+
+
+class Answering(Worker):
+    """A worker whose cells take half a second by its word."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+
+    def ask(self, *request, limit_s):
+        return {"forward_s": 0.25, "backward_s": 0.25, "errors": None, "peak_bytes": None}
 
 
 def test_a_small_run_writes_every_cell_with_its_figures_or_its_reason(tmp_path):

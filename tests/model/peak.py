@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_map_only
 
 
 class PeakMemory(TorchDispatchMode):
-    """The most bytes that storages made inside held at once; `known` tensors (weights, inputs, gradients made before) are left out."""
+    """The most bytes that storages made inside held at once, and what they hold `now`; `known` tensors (weights, inputs, gradients made before) are left out."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
-        self.peak = self._now = 0
+        self.peak = self.now = 0
         self._sizes: dict[int, int] = {}
         self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
 
@@ -26,15 +26,16 @@ class PeakMemory(TorchDispatchMode):
 
     def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._sizes or storage.data_ptr() in self._known or not storage.nbytes():
+        # A tensor on the device meta has a size and no memory.
+        if tensor.is_meta or storage._cdata in self._sizes or storage.data_ptr() in self._known or not storage.nbytes():
             return
         self._sizes[storage._cdata] = storage.nbytes()
-        self._now += storage.nbytes()
-        self.peak = max(self.peak, self._now)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._gone, storage._cdata)
 
     def _gone(self, key: int) -> None:
-        self._now -= self._sizes.pop(key)
+        self.now -= self._sizes.pop(key)
 
 
 def peak_bytes(model: torch.nn.Module, loss: Callable[[], Tensor], inputs: Iterable[Tensor]) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from fmray.data.vocabulary import Vocabulary
@@ -111,3 +112,16 @@ CASES = [
 ]
 # Labels and not rows of a dataset: it has a test of its own.
 ELSEWHERE = (Supervised,)
+
+
+def learns_as_transformers(case: Case) -> None:
+    """Checks that loss and gradients of an encoder-decoder's objective are those that transformers computes from the same batch."""
+    ours, theirs, rows = case.model(), case.model(), lone_rows(4)
+    batch = case.objective.collate(rows, case.setting(ours))
+    parts = case.objective.loss(ours, batch)
+    (parts.sum / parts.count).backward()
+    loss = theirs(input_ids=batch["input_ids_BT"], attention_mask=batch["attention_mask_BT"], labels=batch["labels_BT"]).loss
+    loss.backward()
+    assert (parts.sum / parts.count).item() == pytest.approx(loss.item(), rel=1e-6)
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)

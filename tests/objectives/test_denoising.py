@@ -5,14 +5,13 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 
 from fmray.core.errors import ConfigError
 from fmray.model.architectures.bart import Bart
 from fmray.objectives import Setting
 from fmray.objectives._encoder_decoder import IGNORED
 from fmray.objectives.denoising import Denoising
-from tests.objectives.cases import CASES, MASK, SEQ_LEN, lone_rows, vocabulary
+from tests.objectives.cases import CASES, MASK, SEQ_LEN, learns_as_transformers, lone_rows, vocabulary
 from tests.train.rows import BOS, EOS
 
 SETTING = Setting(vocabulary=vocabulary(), one_a_row=True)
@@ -116,15 +115,7 @@ def test_sentences_move_whole_and_into_any_order():
 
 
 def test_loss_and_gradients_are_those_of_transformers():
-    ours, theirs, rows = CASE.model(), CASE.model(), lone_rows(4)
-    batch = CASE.objective.collate(rows, CASE.setting(ours))
-    parts = CASE.objective.loss(ours, batch)
-    (parts.sum / parts.count).backward()
-    loss = theirs(input_ids=batch["input_ids_BT"], attention_mask=batch["attention_mask_BT"], labels=batch["labels_BT"]).loss
-    loss.backward()
-    assert (parts.sum / parts.count).item() == pytest.approx(loss.item(), rel=1e-6)
-    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+    learns_as_transformers(CASE)
 
 
 def test_a_document_of_one_token_and_an_empty_one():

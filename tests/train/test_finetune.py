@@ -25,11 +25,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Artifact[Checkpoint]:
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_csv(tmp_path_factory.mktemp("data") / "t.csv", tiny.labelled(40))
-
-
-@pytest.fixture(scope="module")
 def tuned(base: Artifact[Checkpoint], path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact[Checkpoint], tiny.Watcher]:
     watcher = tiny.Watcher()
     root = tmp_path_factory.mktemp("runs") / "tuned"

@@ -13,10 +13,12 @@ from fmray.train.plan import (
     AUTOCAST,
     GIB,
     USABLE,
+    bucket_bytes,
     largest_micro_batch,
     plan,
     size,
     state_bytes_per_param,
+    update_bytes_per_param,
     worker_bytes_per_param,
 )
 
@@ -57,6 +59,33 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not():
 @pytest.mark.parametrize(("rows", "row_bytes", "room", "largest"), [(32, 10, 95, 8), (32, 10, 80, 8), (32, 10, 79, 4), (30, 10, 155, 15), (7, 10, 69, 1), (7, 10, 70, 7), (4, 10, 9, 0), (4, 10, -5, 0)])
 def test_a_micro_batch_divides_the_rows(rows, row_bytes, room, largest):
     assert largest_micro_batch(rows, row_bytes, room) == largest
+
+
+def test_memory_is_what_deepspeed_was_counted_to_hold():
+    """The figures of benchmarks/results/zero_memory_2cpu_202611.md: stages 0 to 3, bytes a parameter."""
+
+    def told(workers, precision, accumulates):
+        return [round(state_bytes_per_param(stage, workers, precision, accumulates=accumulates), 2) for stage in range(4)]
+
+    assert told(1, "bf16", False) == [16, 16, 16, 16]
+    assert told(2, "bf16", False) == [16, 9, 9, 8]
+    assert told(4, "bf16", False) == [16, 5.5, 5.5, 4]
+    assert told(2, "bf16", True) == [16, 14, 10, 9]
+    assert told(2, "fp32", False) == [16, 12, 12, 10]
+    assert update_bytes_per_param(config()) == 3
+    assert update_bytes_per_param(config(micro_batch_size=8)) == 0
+    assert update_bytes_per_param(config(micro_batch_size=8, zero={"stage": 2})) == 2
+    assert update_bytes_per_param(config(zero={"stage": 0})) == 0
+
+
+def test_on_a_gpu_room_is_left_for_the_reduction_of_gradients():
+    assert bucket_bytes(config()) == 0
+    assert bucket_bytes(config(use_gpu=True)) == 1e9
+    assert bucket_bytes(config(use_gpu=True, deepspeed={"zero_optimization": {"reduce_bucket_size": 1000, "overlap_comm": True}})) == 4000
+    assert plan(config(use_gpu=True), DATASET)["memory a worker"].endswith("; DeepSpeed sets 954 MiB aside for reducing gradients")
+    fits = config(device={"memory_gb": 0.5})
+    assert "of the 32 rows" in plan(fits, DATASET)["largest micro-batch"]
+    assert plan(fits.model_copy(update={"use_gpu": True}), DATASET)["largest micro-batch"].startswith("none: ")
 
 
 def test_offloading_takes_masters_and_moments_off_the_device():

@@ -41,11 +41,6 @@ def decision(base: Artifact[Checkpoint], tmp_path_factory: pytest.TempPathFactor
     return tiny.admitting(tmp_path_factory.mktemp("gate"), base)
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_csv(tmp_path_factory.mktemp("data") / "t.csv", tiny.labelled(40))
-
-
 @contextlib.contextmanager
 def at_first_report(work: Path, act: Any) -> Iterator[list[dict[str, Any]]]:
     """Calls `act` with the first result that any trial reports, from another thread; gives the list of that result."""

@@ -1,45 +1,14 @@
 """Fine-tuning in one process: what is resumed, what changes nothing, and in which order rows come."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fmray.core.config import load_config
 from fmray.core.errors import ConfigError
-from fmray.tasks import TaskData
-from fmray.train.tuning import Epochs, Tuned, TuningConfig, epoch_order, tune_classifier
-from tests.train import tiny
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("start")
-    tiny.save_decoder(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_csv(tmp_path_factory.mktemp("data") / "t.csv", tiny.labelled(40))
-
-
-def config_of(path: Path, **changes: Any) -> TuningConfig:
-    return load_config(TuningConfig, {"task": tiny.task(path), "epochs": 3, "optim": {"lr": 2e-3, "warmup_steps": 2}} | changes)
-
-
-def tune(config: TuningConfig, start: Path, data: TaskData, **more: Any) -> Tuned:
-    """The model after its last epoch."""
-    ended: list[Tuned] = []
-
-    def on_epoch(tuned: Tuned) -> bool:
-        ended.append(tuned)
-        return True
-
-    tune_classifier(config, start, data, on_epoch=on_epoch, **more)
-    return ended[-1]
+from fmray.train.tuning import Epochs, Tuned, epoch_order, tune_classifier
+from tests.train.tiny import config_of, tune
 
 
 def weights(tuned: Tuned) -> dict[str, torch.Tensor]:
@@ -48,24 +17,22 @@ def weights(tuned: Tuned) -> dict[str, torch.Tensor]:
 
 def test_a_resumed_tuning_equals_an_uninterrupted_one(start: Path, path: Path, tmp_path: Path) -> None:
     config = config_of(path)
-    data = config.task.load()
     epochs = Epochs(tmp_path)
 
     def stop_after_first(tuned: Tuned) -> bool:
         epochs.add(tuned)
         return False
 
-    tune_classifier(config, start, data, on_epoch=stop_after_first)
-    resumed = tune(config, start, data, resume=epochs.latest())
-    whole = tune(config, start, data)
+    tune_classifier(config, start, config.task.load(), on_epoch=stop_after_first)
+    resumed = tune(config, start, resume=epochs.latest())
+    whole = tune(config, start)
     assert resumed.progress == whole.progress
     assert whole.progress.epoch == 3
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(resumed).items())
 
 
 def test_the_size_of_micro_batches_changes_nothing(start: Path, path: Path) -> None:
-    data = config_of(path).task.load()
-    one, two = (tune(config_of(path, epochs=1, micro_batch_size=size), start, data) for size in (None, 3))
+    one, two = (tune(config_of(path, epochs=1, micro_batch_size=size), start) for size in (None, 3))
     np.testing.assert_allclose(one.progress.losses, two.progress.losses, rtol=1e-4)
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(two)[name], value, atol=2e-4, rtol=1e-3)
@@ -73,7 +40,7 @@ def test_the_size_of_micro_batches_changes_nothing(start: Path, path: Path) -> N
 
 def test_it_learns_and_bf16_learns_as_well(start: Path, path: Path) -> None:
     for precision in ("fp32", "bf16"):
-        tuned = tune(config_of(path, precision=precision, epochs=6), start, config_of(path).task.load())
+        tuned = tune(config_of(path, precision=precision, epochs=6), start)
         assert tuned.progress.losses[-1] < 0.3 * tuned.progress.losses[0]
         assert tuned.progress.history[-1] > 0.9
 
@@ -113,7 +80,7 @@ def test_wrong_configs_are_refused(start: Path, path: Path) -> None:
     with pytest.raises(ConfigError, match="metric: the task topics has no metric 'macro_f2', did you mean 'macro_f1'"):
         config_of(path, metric="macro_f2")
     with pytest.raises(ConfigError, match="max_length: is 100, but the model has 64 positions"):
-        tune(config_of(path, max_length=100), start, config_of(path).task.load())
+        tune(config_of(path, max_length=100), start)
 
 
 def test_where_and_how_it_runs_stays_out_of_the_fingerprint(path: Path) -> None:

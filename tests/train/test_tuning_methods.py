@@ -18,28 +18,7 @@ from fmray.train.tuning import Epochs, Tuned, TuningConfig, label_weights, tune_
 from tests.models import minilm
 from tests.tasks.made import several, words
 from tests.train import tiny
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("start")
-    tiny.save_decoder(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_csv(tmp_path_factory.mktemp("data") / "t.csv", tiny.labelled(40))
-
-
-def config_of(path: Path, **changes: Any) -> TuningConfig:
-    return load_config(TuningConfig, {"task": tiny.task(path), "epochs": 3, "optim": {"lr": 5e-3}} | changes)
-
-
-def tune(config: TuningConfig, start: Path, **more: Any) -> Tuned:
-    ended: list[Tuned] = []
-    tune_classifier(config, start, config.task.load(), on_epoch=lambda tuned: not ended.append(tuned), **more)
-    return ended[-1]
+from tests.train.tiny import config_of, tune
 
 
 def body(model: Any) -> dict[str, torch.Tensor]:

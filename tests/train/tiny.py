@@ -15,6 +15,7 @@ from fmray.model.architectures.decoder import Decoder
 from fmray.model.architectures.encoder import Encoder
 from fmray.model.architectures.t5 import T5
 from fmray.model.checkpoint import Checkpoint, hf_digest
+from fmray.train.tuning import Tuned, TuningConfig, tune_classifier
 
 WORDS = {
     "weather": ["rain", "snow", "wind", "storm", "cloud", "sunshine", "thunder", "frost", "humid", "breeze"],
@@ -45,6 +46,18 @@ def write_csv(path: Path, rows: list[tuple[str, str]], header: tuple[str, str] =
 def task(path: Path, **changes: Any) -> dict[str, Any]:
     """The config of a text classification over a CSV file."""
     return {"type": "text_classification", "name": "topics", "source": {"type": "csv", "path": str(path)}, "label": "label", "classes": 3} | changes
+
+
+def config_of(path: Path, **changes: Any) -> TuningConfig:
+    """The config of a fine-tuning on that file, three epochs if not told otherwise."""
+    return load_config(TuningConfig, {"task": task(path), "epochs": 3, "optim": {"lr": 2e-3, "warmup_steps": 2}} | changes)
+
+
+def tune(config: TuningConfig, start: Path, **more: Any) -> Tuned:
+    """The model after its last epoch."""
+    ended: list[Tuned] = []
+    tune_classifier(config, start, config.task.load(), on_epoch=lambda tuned: not ended.append(tuned), **more)
+    return ended[-1]
 
 
 def save_decoder(folder: Path, vocab_size: int = 400, max_positions: int = 64) -> None:

@@ -1,9 +1,9 @@
 """Architectures by named sizes: their Hugging Face configs, parameter counts and FLOPs. One file each."""
 
 import abc
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar
 
-from fmray.core.config import Component
+from fmray.core.config import Component, Config
 from fmray.model.activations import Precision
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Family = Literal["decoder", "encoder", "encoder_decoder", "image_autoencoder"]
 VOCAB_MULTIPLE = 64
+Shape = TypeVar("Shape", bound=Config)
 
 
 def padded_vocab_size(n_tokens: int) -> int:
@@ -64,3 +65,9 @@ class Architecture(Component, package="fmray.model.architectures"):
         None where an architecture does not count them.
         """
         return None
+
+
+def overridden(named: Shape, architecture: Architecture) -> Shape:
+    """The shape of a named size with those of its dimensions that fields of the architecture give."""
+    own = {name: value for name in type(named).model_fields if (value := getattr(architecture, name)) is not None}
+    return named.model_copy(update=own)

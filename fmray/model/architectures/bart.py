@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fmray.core.config import Config
-from fmray.model.architectures import Architecture, Family
+from fmray.model.architectures import Architecture, Family, overridden
 
 if TYPE_CHECKING:
     from transformers import BartConfig
@@ -61,8 +61,7 @@ class Bart(Architecture):
     @property
     def shape(self) -> Shape:
         """The named size with the overrides applied."""
-        own = {name: value for name in Shape.model_fields if (value := getattr(self, name)) is not None}
-        return SIZES[self.size].model_copy(update=own)
+        return overridden(SIZES[self.size], self)
 
     @property
     def packs(self) -> bool:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from fmray.core.config import Config
 from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
-from fmray.model.architectures import Architecture, Family
+from fmray.model.architectures import Architecture, Family, overridden
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -75,10 +75,10 @@ class Decoder(Architecture):
     @property
     def shape(self) -> Shape:
         """The named size with the overrides applied. Overriding the heads alone gives as many key-value heads."""
-        own = {name: value for name in Shape.model_fields if (value := getattr(self, name)) is not None}
-        if "num_attention_heads" in own and "num_key_value_heads" not in own:
-            own["num_key_value_heads"] = own["num_attention_heads"]
-        return SIZES[self.size].model_copy(update=own)
+        shape = overridden(SIZES[self.size], self)
+        if self.num_attention_heads is not None and self.num_key_value_heads is None:
+            return shape.model_copy(update={"num_key_value_heads": self.num_attention_heads})
+        return shape
 
     def hf_config(self, vocab_size: int, max_positions: int) -> "LlamaConfig":
         """A `LlamaConfig`. Token ids are set by whoever knows the tokenizer."""

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from fmray.core.config import Config
 from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
-from fmray.model.architectures import Architecture, Family
+from fmray.model.architectures import Architecture, Family, overridden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -72,8 +72,7 @@ class Encoder(Architecture):
     @property
     def shape(self) -> Shape:
         """The named size with the overrides applied."""
-        own = {name: value for name in Shape.model_fields if (value := getattr(self, name)) is not None}
-        return SIZES[self.size].model_copy(update=own)
+        return overridden(SIZES[self.size], self)
 
     @property
     def packs(self) -> bool:

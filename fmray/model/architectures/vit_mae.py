@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from fmray.core.config import Config
 from fmray.core.errors import ConfigError
 from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
-from fmray.model.architectures import Architecture, Family
+from fmray.model.architectures import Architecture, Family, overridden
 
 if TYPE_CHECKING:
     from transformers import ViTMAEConfig
@@ -82,8 +82,7 @@ class VitMae(Architecture):
     @property
     def shape(self) -> Shape:
         """The named size with the overrides applied."""
-        own = {name: value for name in Shape.model_fields if (value := getattr(self, name)) is not None}
-        return SIZES[self.size].model_copy(update=own)
+        return overridden(SIZES[self.size], self)
 
     def fit(self, image_shape: tuple[int, int, int] | None) -> Self:
         """The architecture for images of this shape.
