@@ -158,7 +158,8 @@ def score_rows(model: Forward, device: "str | torch.device", objective: Objectiv
         for batch in batches:
             there = {name: value.to(device) for name, value in batch.items()}
             losses.append(float(objective.loss(forward, there).sum))
-            if "labels_BT" in there:
+            # A head that tells its loss straight away has no logits to look at.
+            if "labels_BT" in there and seen[0].logits.ndim:
                 right.append(int((seen[0].logits.argmax(-1) == there["labels_BT"]).sum()))
     return np.array(losses), np.array(right, dtype=float) if right else None
 
