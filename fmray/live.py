@@ -108,4 +108,6 @@ def _figure(name: str, value: float) -> str:
         return f"{value:,.0f} tokens/s"
     if name == "eta_s":
         return f"ETA {duration(value)}"
+    if name == "cost_usd":
+        return f"${value:,.2f}"
     return f"{name.replace('_', ' ')} {number(value)}"

@@ -43,7 +43,7 @@ ONLY_IN = {
     "ray.tune": {"train"},
     "ray.serve": {"serve"},
 }
-HEAVY = {"ray", "torch", "deepspeed", "transformers", "pyarrow", "pandas", "sklearn", "tokenizers", "optuna", "fastapi", "starlette", "uvicorn"}
+HEAVY = {"ray", "torch", "deepspeed", "transformers", "pyarrow", "pandas", "sklearn", "tokenizers", "optuna", "fastapi", "starlette", "uvicorn", "tensorboardX", "mlflow", "wandb"}
 
 
 @cache

@@ -3,12 +3,12 @@
 Nothing here meters power: energy is device hours times a declared power. A rate that is not declared leaves its figures unknown.
 """
 
-import math
 from typing import Literal
 
 from pydantic import Field
 
 from fmray.audit.base import Audit, Result, Subject
+from fmray.core.rates import energy_kwh, product
 from fmray.core.report import Finding, Method, Metric
 
 
@@ -35,7 +35,7 @@ class CostAudit(Audit):
         elsewhere = f"{subject.checkpoint.name} keeps no account of its cost (stage {record.stage})"
         flops = cost.flops if cost else None
         hours = cost.device_hours if cost else None
-        energy_kwh = _product(hours, self.device_power_w, self.pue, 1e-3)
+        energy = energy_kwh(hours, self.device_power_w, self.pue)
         rule_of_thumb = 6.0 * payload.n_params * payload.tokens_seen or None
         metrics = [
             _metric(
@@ -46,9 +46,9 @@ class CostAudit(Audit):
                 "device_hours", hours, "h", "measured", elsewhere if cost is None else "devices times the time that they were held; control: wall time of the whole step on one device",
                 record.wall_s / 3600 if hours is not None else None,
             ),
-            self._rated("energy_kwh", energy_kwh, "kWh", hours, device_power_w=self.device_power_w, pue=self.pue),
-            self._rated("price_usd", _product(hours, self.usd_per_device_hour), "USD", hours, usd_per_device_hour=self.usd_per_device_hour),
-            self._rated("emissions_kg", _product(energy_kwh, self.kg_co2e_per_kwh), "kg CO2e", energy_kwh, kg_co2e_per_kwh=self.kg_co2e_per_kwh),
+            self._rated("energy_kwh", energy, "kWh", hours, device_power_w=self.device_power_w, pue=self.pue),
+            self._rated("price_usd", product(hours, self.usd_per_device_hour), "USD", hours, usd_per_device_hour=self.usd_per_device_hour),
+            self._rated("emissions_kg", product(energy, self.kg_co2e_per_kwh), "kg CO2e", energy, kg_co2e_per_kwh=self.kg_co2e_per_kwh),
         ]  # fmt: skip
         return Result(metrics, [_finding(metrics, payload.parent)])
 
@@ -62,12 +62,6 @@ class CostAudit(Audit):
         else:
             note = f"by the declared {', '.join(f'{rate} {declared:g}' for rate, declared in rates.items())}; no control: a product of declared rates"
         return _metric(name, value, unit, "estimated", note, None)
-
-
-def _product(*factors: float | None) -> float | None:
-    """The product, or None when a factor is not known."""
-    known = [factor for factor in factors if factor is not None]
-    return math.prod(known) if len(known) == len(factors) else None
 
 
 def _metric(name: str, value: float | None, unit: str, method: Method, note: str, control: float | None) -> Metric:

@@ -8,10 +8,10 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,10 @@ from fmray.evaluate.baselines import count, score
 from fmray.evaluate.config import EvaluateConfig
 from fmray.evaluate.language_modelling import BLOCK_ROWS, EXAMPLES, Floats, read_rows, spread
 from fmray.model.checkpoint import Checkpoint, read_hf_config
-from fmray.objectives import Batch, Objective, Setting, objective_from, setting_for
+from fmray.objectives import Batch, Forward, Objective, Setting, objective_from, setting_for
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 BASELINE_ROWS = 16_384
@@ -108,8 +111,8 @@ def measure(config: EvaluateConfig, objective_config: dict[str, Any], model_path
     if not targets_B.sum():
         raise DataError("the validation split holds nothing to predict", where=str(dataset_path), todo="prepare a larger validation split")
     chosen_C = spread(len(batches), config.control_rows)
-    loss_B, right_B = score_rows(open_model(model_path, objective, None, device), objective, batches)
-    control_C, _ = score_rows(open_model(model_path, objective, config.seed, device), objective, [batches[i] for i in chosen_C])
+    loss_B, right_B = score_rows(open_model(model_path, objective, None, device), device, objective, batches)
+    control_C, _ = score_rows(open_model(model_path, objective, config.seed, device), device, objective, [batches[i] for i in chosen_C])
     blocks = train_blocks(dataset_path, objective, setting)
     baseline_B = mean_image(blocks, batches, objective) if payload.modality == "image" else unigram(blocks, batches, payload.vocab_size, _mask_id(objective, setting))
     return Held(rows["row_ids_B"], loss_B, targets_B, right_B, baseline_B, chosen_C, control_C)
@@ -136,8 +139,11 @@ def open_model(path: Path, objective: Objective, seed: int | None, device: str) 
         raise ArtifactError(f"cannot be opened with {objective.auto_class} ({str(error).splitlines()[0]})", where=str(path)) from error
 
 
-def score_rows(model: Any, objective: Objective, batches: list[Batch]) -> tuple[Floats, Floats | None]:
-    """Summed loss of each batch, and how many of its labelled tokens were told right; None where there are no such labels."""
+def score_rows(model: Forward, device: "str | torch.device", objective: Objective, batches: Iterable[Batch]) -> tuple[Floats, Floats | None]:
+    """Summed loss of each batch, and how many of its labelled tokens were told right; None where there are no such labels.
+
+    `model` lies on `device` and is in the mode that it is to be scored in.
+    """
     import torch
 
     seen: list[Any] = []
@@ -147,11 +153,13 @@ def score_rows(model: Any, objective: Objective, batches: list[Batch]) -> tuple[
         return seen[0]
 
     losses, right = [], []
-    with torch.inference_mode():
+    # Not inference_mode: weights that a sharded engine gathers here are computed with again in training.
+    with torch.no_grad():
         for batch in batches:
-            there = {name: value.to(model.device) for name, value in batch.items()}
+            there = {name: value.to(device) for name, value in batch.items()}
             losses.append(float(objective.loss(forward, there).sum))
-            if "labels_BT" in there:
+            # A head that tells its loss straight away has no logits to look at.
+            if "labels_BT" in there and seen[0].logits.ndim:
                 right.append(int((seen[0].logits.argmax(-1) == there["labels_BT"]).sum()))
     return np.array(losses), np.array(right, dtype=float) if right else None
 

@@ -12,6 +12,7 @@ from fmray.core.artifact import Payload, tree_digest
 from fmray.core.cursor import Cursor
 from fmray.core.errors import ArtifactError
 from fmray.core.report import Cost
+from fmray.model.watched import Watched
 
 Head = Literal[
     "causal_lm", "masked_lm", "seq2seq_lm", "masked_image", "encoder", "sequence_classification", "token_classification", "question_answering"
@@ -74,6 +75,7 @@ class Checkpoint(Payload, kind="checkpoint"):
     labels: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     figures: dict[str, float] = {}
+    watched: Watched = Watched()
     cost: Cost | None = None
 
 

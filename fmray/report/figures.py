@@ -74,6 +74,10 @@ def figure(key: str, value: float) -> tuple[str, str]:
     leaf = key.rsplit("/", 1)[-1]
     if leaf.endswith("_s") and not leaf.endswith("_per_s"):
         return spell(leaf.removesuffix("_s")), duration(value)
+    if leaf.endswith("_usd"):
+        return spell(leaf), number(value, "USD")
+    if leaf.endswith("_kwh"):
+        return spell(leaf), number(value, "kWh")
     if leaf.endswith("_gb"):
         return spell(leaf.removesuffix("_gb")), number(value, "GiB")
     return spell(leaf), number(value)
@@ -149,6 +153,8 @@ def _checkpoint(payload: Mapping[str, Any]) -> list[tuple[str, str]]:
         figures.append(("tokens seen", count(payload["tokens_seen"])))
     if payload.get("losses"):
         figures.append(("last loss", number(payload["losses"][-1]["loss"])))
+    if evaluated := (payload.get("watched") or {}).get("curves", {}).get("eval_loss"):
+        figures.append(("held-out loss", number(evaluated[-1][1])))
     return figures
 
 

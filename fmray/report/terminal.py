@@ -20,6 +20,7 @@ from fmray.report.figures import duration, key_figures, number
 from fmray.report.html import REPORT
 from fmray.report.lifecycle import SYMBOLS
 from fmray.report.view import RunView, StepView, read_run
+from fmray.report.watched import OPERATOR_HEAD, RANK_HEAD, operator_rows, rank_rows, slowest, watched_of
 
 _STYLES = {"admitted": "green", "refused": "bold red", "damaged": "bold red", "waived": "yellow", "unfinished": "yellow"}
 _SHOWN_FIGURES = 5
@@ -144,7 +145,19 @@ def show_artifact(path: Path, as_json: bool = False) -> RenderableType | dict[st
     for label, value in [*_identity(record), *([] if is_dataset else key_figures(record)), *_config(record.config)]:
         table.add_row(Text(label, "dim"), Text(value))
     view = dataset_lines(record.payload, Path(path)) if is_dataset else []
-    return Group(Text.assemble((record.name, "bold"), f"  {record.kind}  {Path(path)}"), *view, table)
+    return Group(Text.assemble((record.name, "bold"), f"  {record.kind}  {Path(path)}"), *view, table, *_watched(watched_of(record.payload)))
+
+
+def _watched(watched: Mapping[str, Any]) -> list[RenderableType]:
+    """Where the ranks' time went, the operators of a profile, and what went wrong beside the training."""
+    lines: list[RenderableType] = []
+    for head, rows in ((RANK_HEAD, rank_rows(watched)), (OPERATOR_HEAD, operator_rows(watched))):
+        if rows:
+            shown = _table(*head)
+            for row in rows:
+                shown.add_row(*map(Text, row))
+            lines += [Text(), shown]
+    return lines + [Text(text) for text in (slowest(watched), *watched.get("notes", ())) if text]
 
 
 def artifact_facts(path: Path, record: Record) -> dict[str, Any]:

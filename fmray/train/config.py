@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fmray.core.config import Config, runtime
 from fmray.model.architectures import Architecture
@@ -15,6 +15,9 @@ from fmray.train.device import Device
 from fmray.train.engine import Precision
 from fmray.train.nonfinite import Nonfinite
 from fmray.train.optim import Optim
+from fmray.train.profiling import Profile
+from fmray.train.trackers import Tracker, check_trackers
+from fmray.train.trackers.tensorboard import Tensorboard
 
 
 class Workers(Config):
@@ -75,8 +78,12 @@ class PretrainConfig(Config):
         hang_after_s: a step that takes longer than this, and than ten median ones, is taken for a hang: stacks are kept and all starts again.
             With `compile`, leave room for a late compilation where shapes change.
         nonfinite: whether a loss that is no number stops the run, or how many such updates may be skipped.
-        device: what is declared of a worker's device, for plan and MFU.
+        device: what is declared of a worker's device, for plan, MFU, energy and cost.
         ledger: whether every worker puts down which rows it read, and the record then proves that each was read once an epoch.
+        eval_every_steps: how often the held-out loss is measured while it trains, and at the end; never when left out.
+        eval_rows: of how many validation rows at most, evenly spread.
+        trackers: where the figures are shown besides; a name stands for that tracker with its defaults.
+        profile: the steps of which torch.profiler keeps a trace.
     """
 
     model: Architecture | None = None
@@ -106,6 +113,15 @@ class PretrainConfig(Config):
     nonfinite: Nonfinite = runtime(Nonfinite())
     device: Device = runtime(Device())
     ledger: bool = runtime(False)
+    eval_every_steps: int | None = runtime(None, ge=1)
+    eval_rows: int = runtime(1024, ge=1)
+    trackers: tuple[Tracker, ...] = runtime((Tensorboard(),))
+    profile: Profile | None = runtime(None)
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        return tuple({"type": item} if isinstance(item, str) else item for item in data) if isinstance(data, (list, tuple)) else data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -121,8 +137,19 @@ class PretrainConfig(Config):
             raise ValueError(f"objective {kind} trains an architecture of the family {family}, and model {self.model.type} is of {self.model.family}")  # type: ignore[attr-defined]
         if not self.objective.adds_up and (self.grad_accum_steps > 1 or self.global_batch_size < 2):
             raise ValueError(f"objective {kind} tells the rows of one batch apart: leave micro_batch_size out (gradients cannot be accumulated) and set global_batch_size to at least 2")
+        self._check_watching()
         self.engine_config()
         return self
+
+    def _check_watching(self) -> None:
+        kinds = [tracker.type for tracker in self.trackers]  # type: ignore[attr-defined]
+        if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
+            raise ValueError(f"trackers names {min(twice)} twice")
+        check_trackers(self.trackers)
+        if self.profile is None:
+            return
+        if absent := [rank for rank in self.profile.ranks if not 0 <= rank < self.num_workers.max]:
+            raise ValueError(f"profile.ranks names rank {absent[0]}, and num_workers {self.num_workers} has ranks 0 to {self.num_workers.max - 1}")
 
     def _check_batch(self) -> None:
         batch, passed, workers = self.global_batch_size, self.micro_batch_size, self.num_workers

@@ -201,7 +201,7 @@ class DeepSpeedEngine(Engine):
         loss_sum = torch.zeros((), device=self.device, dtype=torch.float32)
         self.module.train()
         for index, batch in enumerate(micro_batches):
-            part = objective.loss(self._forward, to_device(batch, self.device)).sum
+            part = objective.loss(self.forward, to_device(batch, self.device)).sum
             self._engine.backward(part * scale)
             loss_sum += part.detach()
             if index + 1 == self._accumulate:
@@ -217,8 +217,8 @@ class DeepSpeedEngine(Engine):
         self.skipped += not stats.applied
         return stats
 
-    def _forward(self, **inputs: Any) -> Any:
-        """The module's output; pixels and the like come in the precision of the weights, which DeepSpeed casts and inputs not."""
+    def forward(self, **inputs: Any) -> Any:
+        """See `Engine`; pixels and the like come in the precision of the weights, which DeepSpeed casts and inputs not."""
         import torch
 
         dtype = next(self.module.parameters()).dtype

@@ -82,6 +82,10 @@ class Engine(abc.ABC):
     skipped: int
 
     @abc.abstractmethod
+    def forward(self, **inputs: Any) -> Any:
+        """The module's output, computed in this engine's precision; at ZeRO stage 3 every worker calls it equally often."""
+
+    @abc.abstractmethod
     def train_batch(self, micro_batches: Sequence[Batch], objective: Learnt, stop_asked: Callable[[], bool] = never) -> StepStats:
         """One optimizer step over this worker's part of a global batch, given as host tensors.
 
@@ -140,7 +144,7 @@ class TorchEngine(Engine):
         self._run: Any = torch.compile(self.module) if compile else self.module
 
     def forward(self, **inputs: Any) -> Any:
-        """The module's output, computed in this engine's precision."""
+        """See `Engine`."""
         import torch
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):

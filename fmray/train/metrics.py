@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -58,6 +58,8 @@ class Waited(Generic[T]):
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items, self._seconds = iter(items), 0.0
+        self.total_s = 0.0
+        """Seconds waited for since the first item."""
 
     def __iter__(self) -> "Waited[T]":
         return self
@@ -67,7 +69,9 @@ class Waited(Generic[T]):
         try:
             return next(self._items)
         finally:
-            self._seconds += time.monotonic() - begun
+            took = time.monotonic() - begun
+            self._seconds += took
+            self.total_s += took
 
     def take_s(self) -> float:
         """Seconds since this was last asked."""
@@ -82,18 +86,24 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, from_step: int, tokens_per_step: int, num_workers: int = 1, meter: Meter | None = None) -> None:
         """Lines of steps after `from_step`, which a killed attempt left behind, are dropped: they will be trained again."""
-        kept = [line for line in read_metrics(path) if line["step"] <= from_step]
+        before = read_metrics(path)
+        kept = [line for line in before if line["step"] <= from_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._tokens, self._num_workers, self._meter, self._last = tokens_per_step, num_workers, meter, time.monotonic()
-        self._stall_s = 0.0
+        self._stall_s, self._began = 0.0, self._last
+        # Of earlier attempts, also for steps that were lost: their devices were held all the same.
+        self._hours_before = max((line.get("worker_hours", 0.0) for line in before), default=0.0)
         # The step and time from which the rest is foretold: the first line's, for the first step also warms up.
         self._known: tuple[int, float] | None = None
 
-    def write(self, step: int, stats: StepStats) -> None:
-        """Adds the line of a step. One that was not applied has no loss and no norm: JSON knows no NaN, and no curve should."""
+    def write(self, step: int, stats: StepStats, *, ended: float | None = None, also: Mapping[str, Any] | None = None) -> None:
+        """Adds the line of a step. One that was not applied has no loss and no norm: JSON knows no NaN, and no curve should.
+
+        `ended` is when the step did, by time.monotonic: what came behind it (an evaluation) is in no step's speed. `also` joins the line.
+        """
         now = time.monotonic()
-        speed = self._tokens / max(now - self._last, 1e-9)
+        speed = self._tokens / max((now if ended is None else ended) - self._last, 1e-9)
         self._last = now
         line: dict[str, Any] = {
             "step": step, "loss": stats.loss if stats.applied else None, "lr": stats.lr, "grad_norm": stats.grad_norm if stats.applied else None, "n_targets": stats.count,
@@ -103,7 +113,7 @@ class MetricsLog:
             line["skipped"] = stats.fault
         if self._meter is not None:
             line |= self._watched(step, speed, now, self._meter)
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line | dict(also or {})) + "\n")
 
     def _watched(self, step: int, speed: float, now: float, meter: Meter) -> dict[str, Any]:
         eta_s = None
@@ -114,9 +124,11 @@ class MetricsLog:
         # Said once: the reason does not change within a run.
         why = {"mfu_unknown": meter.why_no_mfu} if self._known is None and meter.why_no_mfu else {}
         self._known, self._stall_s = self._known or (step, now), 0.0
+        hours = self._hours_before + (now - self._began) * meter.devices / 3600
         return {
             "tokens_per_s_device": round(speed / meter.devices, 1), "mfu": None if mfu is None else round(mfu, 4), "data_wait_s": round(meter.waited_s(), 4),
-            "checkpoint_s": round(stall_s, 4), "peak_gb": round(meter.memory_gb(), 3), "eta_s": eta_s,
+            "checkpoint_s": round(stall_s, 4), "peak_gb": round(meter.memory_gb(), 3), "eta_s": eta_s, "worker_hours": round(hours, 6),
+            **{name: None if value is None else float(f"{value:.6g}") for name, value in meter.device.spent(hours).items()},
         } | why  # fmt: skip
 
     def pause(self) -> None:

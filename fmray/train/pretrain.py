@@ -11,6 +11,7 @@ from typing import Any
 from fmray.core.artifact import Artifact, write_json
 from fmray.core.config import dump
 from fmray.core.errors import ArtifactError, ConfigError, FmrayError, RunError
+from fmray.core.provenance import redact
 from fmray.core.report import Cost
 from fmray.core.stage import Out, stage
 from fmray.data.dataset import TokenDataset
@@ -20,11 +21,15 @@ from fmray.model.checkpoint import Checkpoint, count_weights, hf_digest, read_hf
 from fmray.model.positions import patch_size, position_offset
 from fmray.objectives import Objective, setting_for
 from fmray.train.config import PretrainConfig
+from fmray.train.evaluation import check_evaluation
 from fmray.train.launch import RUN, launch
 from fmray.train.layout import rank_file
 from fmray.train.metrics import METRICS, loss_points, read_metrics
 from fmray.train.plan import plan
+from fmray.train.seen import check_profile, figures_seen, seen
 from fmray.train.state import latest_state, prune_states
+from fmray.train.trackers import TrackedRun
+from fmray.train.tracking import Tracking
 from fmray.train.worker import SUMMARY, PretrainJob, flops_of, run_pretraining
 
 LEDGER = "ledger.json"
@@ -51,17 +56,19 @@ def pretrain(
     for states in (job.states, job.previous):
         _check_readable(states)
     begun, fresh = time.time(), latest_state(job.states) is None
+    tracking = Tracking(config.trackers, TrackedRun(out.path.parent.name, out.name, out.work, redact(dump(config))), out.path / METRICS)
     try:
-        launch(
-            functools.partial(run_pretraining, job),
-            folder=out.work,
-            num_workers=config.num_workers,
-            cpus_per_worker=config.cpus_per_worker,
-            use_gpu=config.use_gpu,
-            max_failures=config.max_failures,
-            wait_s=config.wait_s,
-            watch=functools.partial(_watch, out, job.last_step),
-        )
+        with tracking:
+            launch(
+                functools.partial(run_pretraining, job),
+                folder=out.work,
+                num_workers=config.num_workers,
+                cpus_per_worker=config.cpus_per_worker,
+                use_gpu=config.use_gpu,
+                max_failures=config.max_failures,
+                wait_s=config.wait_s,
+                watch=functools.partial(_watch, out, job.last_step, {}),
+            )
     except FmrayError as error:
         if error.exit_code == 2 and fresh and latest_state(job.states) is not None:
             # Refused input leaves nothing behind; what shows only after steps were saved is a fault of the run, and they are kept.
@@ -69,7 +76,7 @@ def pretrain(
         raise
     prune_states(job.states, keep=1)
     read = _check_ledger(job, dataset.payload.n_rows, previous) if config.ledger else {}
-    return _checkpoint(job, out, previous, init, begun, read)
+    return _checkpoint(job, out, previous, init, begun, read, tracking.notes)
 
 
 def _job(
@@ -98,6 +105,8 @@ def _job(
     except ConfigError as error:
         raise ConfigError(error.what, where=f"{out.name}.{error.where}", todo=error.todo) from None
     _check_rows(config, dataset, read_hf_config(init.path) if init is not None else None, out.name)
+    check_evaluation(config, data, out.name)
+    check_profile(config, config.total_steps(data.n_rows), out.name)
     first_step = previous.payload.step if previous is not None else 0
     return PretrainJob(
         config=config, model=model, dataset=dataset.path, vocab_size=data.vocab_size, seq_len=data.seq_len, positions=_positions(model, init, data), special_ids=data.special_ids, out=out.path,
@@ -171,13 +180,16 @@ def _check_readable(states: Path | None) -> None:
         )  # fmt: skip
 
 
-def _watch(out: Out, last_step: int) -> None:
+def _watch(out: Out, last_step: int, told: dict[str, Any]) -> None:
+    """Shows the latest line; `told` keeps what not every line tells."""
     lines = read_metrics(out.path / METRICS, tail=True)
     if lines:
         speed = statistics.median(line["tokens_per_s"] for line in lines)
         losses = [line["loss"] for line in lines if line["loss"] is not None]
-        known = {name: lines[-1][name] for name in ("mfu", "eta_s") if lines[-1].get(name) is not None}
-        out.progress(done=lines[-1]["step"], total=last_step, **({"loss": losses[-1]} if losses else {}), tokens_per_s=speed, **known)
+        known = {name: lines[-1][name] for name in ("mfu", "cost_usd", "eta_s") if lines[-1].get(name) is not None}
+        if evaluated := [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]:
+            told["eval_loss"] = evaluated[-1]
+        out.progress(done=lines[-1]["step"], total=last_step, **({"loss": losses[-1]} if losses else {}), **told, tokens_per_s=speed, **known)
     else:
         out.progress("starting workers")
 
@@ -193,7 +205,7 @@ def _check_ledger(job: PretrainJob, n_rows: int, previous: Artifact[Checkpoint] 
 
 
 def _checkpoint(
-    job: PretrainJob, out: Out, previous: Artifact[Checkpoint] | None, init: Artifact[Checkpoint] | None, begun: float, read: dict[str, float]
+    job: PretrainJob, out: Out, previous: Artifact[Checkpoint] | None, init: Artifact[Checkpoint] | None, begun: float, read: dict[str, float], notes: Sequence[str]
 ) -> Checkpoint:
     config, lines, found = job.config, read_metrics(job.out / METRICS), latest_state(job.states)
     summary = json.loads((out.work / SUMMARY).read_text())
@@ -230,7 +242,9 @@ def _checkpoint(
         | ({"perf/mfu": statistics.median(mfus)} if (mfus := [line["mfu"] for line in lines if line.get("mfu") is not None]) else {})
         # Only an attempt that took the first step itself knows how long it took to get there.
         | read
+        | figures_seen(lines)
         | ({"perf/start_s": lines[0]["time"] - begun} if lines[0]["time"] > begun else {}),
+        watched=seen(lines, out.work, notes),
         cost=_cost(flops_of(job, hf_config, n_params), tokens, device_s / 3600, previous),
     )
 

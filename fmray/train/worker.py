@@ -18,19 +18,23 @@ from fmray.model.checkpoint import count_weights
 from fmray.model.export import save_model
 from fmray.model.flops import flops_per_token
 from fmray.model.positions import position_offset
-from fmray.objectives import setting_for
+from fmray.objectives import Setting, setting_for
 from fmray.train import stopping
 from fmray.train.batches import recorded, row_batches
 from fmray.train.config import PretrainConfig
 from fmray.train.deepspeed_engine import DeepSpeedEngine, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
 from fmray.train.equip import equip
+from fmray.train.evaluation import HeldOut
 from fmray.train.loop import train
 from fmray.train.metrics import METRICS, Meter, MetricsLog, Waited
 from fmray.train.nonfinite import NonfiniteGuard
+from fmray.train.profiling import PROFILE, Profiler
+from fmray.train.ranks import RANKS, RankClock, rank_path
 from fmray.train.state import TrainState, commit_state, last_good_state, prune_states, state_folder
 from fmray.train.storage import persist
 from fmray.train.watchdog import HANGS, Watchdog, next_hang
+from fmray.train.watching import Watching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -148,21 +152,20 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     cursor, attempt = _resume(job, place, engine)
     reader = TokenReader(job.dataset, "train", config.seed, config.global_batch_size)
     ledger = _ledger(job, place, attempt, engine.step, reader.n_rows) if config.ledger else None
-    log: MetricsLog | None = None
     hangs = next_hang(job.out / "work" / HANGS, rank=place.rank, world_size=place.world_size)
     watchdog = Watchdog(hangs, rank=place.rank, world_size=place.world_size, hang_after_s=config.hang_after_s)
 
+    watching: Watching
+
     def on_step(step: int, stats: StepStats, behind: Cursor) -> None:
-        if log is not None:
-            log.write(step, stats)
         watchdog.finished(step)
+        watching.finished(step, stats)
         if step % config.checkpoint_every_steps == 0 or step == job.last_step or stats.stop:
             with watchdog.saving():
                 if ledger is not None:
                     persist(ledger.sync, job.ledger)
                 _save(job, place, engine, behind, report)
-            if log is not None:
-                log.pause()
+            watching.saved()
 
     module: Any = engine.module
     payload, hf_config = load(job.dataset, TokenDataset).payload, module.config.to_dict()
@@ -171,15 +174,24 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     guard = NonfiniteGuard(config.nonfinite, engine, job.out / "work" / "nonfinite", place.rank)
     with closing(rows), watchdog:
         waited = Waited(rows if ledger is None else recorded(rows, ledger, cursor, engine.step))
-        log = _log(job, place, engine, hf_config, waited.take_s) if place.rank == 0 else None
-        batches = watchdog.watched(waited)
-        train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard, stop_asked=stopping.asked)
+        watching = _watching(job, place, engine, hf_config, setting, waited, watchdog)
+        with watching.over(watchdog.watched(waited)) as batches:
+            train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard, stop_asked=stopping.asked)
     if engine.step < job.last_step:
         raise stopping.Stopped(engine.step)
     weights = engine.export_state_dict()
     if place.rank == 0:
         save_model(job.out, engine.module, weights, job.init or (job.dataset / "tokenizer" if job.vocab_size else None))
         _summarise(job, engine)
+
+
+def _watching(job: PretrainJob, place: Place, engine: Engine, hf_config: Mapping[str, Any], setting: Setting, waited: Waited[Any], watchdog: Watchdog) -> Watching:
+    config, work = job.config, job.out / "work"
+    log = _log(job, place, engine, hf_config, waited.take_s) if place.rank == 0 else None
+    clock = RankClock(rank_path(work / RANKS, place.rank), rank=place.rank, waited_s=lambda: waited.total_s, use_gpu=config.use_gpu)
+    held_out = HeldOut(config, job.dataset, setting, rank=place.rank, world_size=place.world_size)
+    profiler = Profiler(config.profile, work / PROFILE, rank=place.rank, first_step=job.first_step, use_gpu=config.use_gpu)
+    return Watching(engine, log, clock, held_out, profiler, last_step=job.last_step, hold=watchdog.saving)
 
 
 def _log(job: PretrainJob, place: Place, engine: Engine, hf_config: Mapping[str, Any], waited_s: Callable[[], float]) -> MetricsLog:
