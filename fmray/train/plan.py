@@ -23,7 +23,7 @@ def state_bytes_per_param(stage: int, num_workers: int, precision: Precision) ->
     In float32 a weight and a gradient take 4 bytes each and the moments 8; from stage 1 on DeepSpeed keeps a master copy of the
     shard in float32 as well: 16, 8 + 12/N, 4 + 16/N, 20/N.
     """
-    weights, rest = (2.0, 12.0) if precision == "bf16" else (4.0, 12.0)
+    weights, rest = (4.0 if precision == "fp32" else 2.0), 12.0
     if stage == 0:
         return 16.0
     shared = {1: 2 * weights, 2: weights, 3: 0.0}[stage]
