@@ -24,9 +24,10 @@ from fmray.train.batches import recorded, row_batches
 from fmray.train.config import PretrainConfig
 from fmray.train.deepspeed_engine import DeepSpeedEngine, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
+from fmray.train.fp16 import Fp16Engine
 from fmray.train.loop import train
 from fmray.train.metrics import METRICS, Meter, MetricsLog, Waited
-from fmray.train.nonfinite import NonfiniteGuard
+from fmray.train.nonfinite import Heard, NonfiniteGuard
 from fmray.train.state import TrainState, commit_state, last_good_state, prune_states, state_folder
 from fmray.train.storage import persist
 from fmray.train.watchdog import HANGS, Watchdog, next_hang
@@ -121,7 +122,8 @@ def build_engine(job: PretrainJob, place: Place) -> Engine:
     if config.engine == "torch":
         return TorchEngine(model, config.optim, lr_at, precision=config.precision, device="cuda" if config.use_gpu else "cpu", compile=config.compile)
     prepare_process(local_world_size=place.local_world_size, use_gpu=config.use_gpu)
-    return DeepSpeedEngine(model, config.optim, lr_at, config=config.engine_config(), compile=config.compile)
+    kind = Fp16Engine if config.precision == "fp16" else DeepSpeedEngine
+    return kind(model, config.optim, lr_at, config=config.engine_config(), compile=config.compile)
 
 
 def engine_name(config: PretrainConfig) -> str:
@@ -167,12 +169,13 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     payload, hf_config = load(job.dataset, TokenDataset).payload, module.config.to_dict()
     setting = setting_for(job.dataset, payload, hf_config, config.seed)
     rows = row_batches(reader, config.objective, setting, cursor, rank=place.rank, world_size=place.world_size, micro_batch_size=config.rows_per_pass)
-    guard = NonfiniteGuard(config.nonfinite, engine, job.out / "work" / "nonfinite", place.rank)
+    heard = Heard(config.objective, config.grad_accum_steps)
+    guard = NonfiniteGuard(config.nonfinite, engine, job.out / "work" / "nonfinite", place.rank, heard if place.world_size > 1 else None)
     with closing(rows), watchdog:
         waited = Waited(rows if ledger is None else recorded(rows, ledger, cursor, engine.step))
         log = _log(job, place, engine, hf_config, waited.take_s) if place.rank == 0 else None
         batches = watchdog.watched(waited)
-        train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard, stop_asked=stopping.asked)
+        train(engine, heard, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard, stop_asked=stopping.asked)
     if engine.step < job.last_step:
         raise stopping.Stopped(engine.step)
     weights = engine.export_state_dict()
