@@ -69,7 +69,7 @@ def test_deepspeed_is_tried_as_it_runs(experiment):
 def test_what_is_not_there_yet_cannot_be_tried(tmp_path):
     path = tmp_path / "try.yaml"
     steps = {"corpus": {"stage": "prepare", "source": {"type": "python_docs"}, "vocab_size": 300, "seq_len": 32}, "base": STEP | {"dataset": "corpus"}}
-    path.write_text(yaml.safe_dump({"name": "try", "steps": steps}))
+    path.write_text(yaml.safe_dump({"name": "try", "steps": steps}, sort_keys=False))
     with pytest.raises(ConfigError, match="base: is tried on what corpus makes, which is not there yet"):
         list(load_experiment(path, storage=str(tmp_path / "runs")).trials(["corpus", "base"]))
 
