@@ -108,7 +108,13 @@ def _last_run(root: Path) -> dict[str, Any]:
 
 
 @app.command()
-def check(file: File, rest: Rest = None, storage: Storage = "runs", name: Name = None) -> None:
+def check(
+    file: File,
+    rest: Rest = None,
+    storage: Storage = "runs",
+    name: Name = None,
+    try_micro_batch: Annotated[bool, typer.Option("--try-micro-batch", help="also find the largest micro-batch that fits, by taking real steps")] = False,
+) -> None:
     """Validate an experiment without running it, and print its plan."""
     targets, overrides = split_rest(rest)
     experiment = load_experiment(file, overrides, storage=storage, name=name)
@@ -116,9 +122,11 @@ def check(file: File, rest: Rest = None, storage: Storage = "runs", name: Name =
     table = Table(title=f"{experiment.name}: {file}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("step", "stage", "plan"):
         table.add_column(column, overflow="fold")
-    for step, lines in experiment.plan():
-        if step.name in wanted:
-            table.add_row(step.name, step.spec.name, "\n".join(f"{label}: {text}" for label, text in lines.items()))
+    planned = [(step, lines) for step, lines in experiment.plan() if step.name in wanted]
+    tried = {step.name: lines for step, lines in experiment.trials(wanted)} if try_micro_batch else {}
+    for step, told in planned:
+        lines = told | tried.get(step.name, {})
+        table.add_row(step.name, step.spec.name, "\n".join(f"{label}: {text}" for label, text in lines.items()))
     Console(highlight=False).print(table)
 
 
@@ -285,7 +293,12 @@ def split_rest(rest: Sequence[str] | None) -> tuple[list[str], list[str]]:
 
 def main() -> None:
     """The `fmray` command."""
-    sys.exit(guarded(lambda: app(standalone_mode=False)))
+    code = guarded(lambda: app(standalone_mode=False))
+    if cluster.is_lost():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def guarded(command: Callable[[], Any]) -> int:

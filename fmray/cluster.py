@@ -3,10 +3,11 @@
 import atexit
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fmray.core import plugins
 from fmray.core.errors import FmrayError, ResourceError, RunError
@@ -22,7 +23,10 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 OBJECT_STORE_BYTES = 400 * 1024**2
+# Ray itself gives a driver up a minute after its head, and aborts it then.
+HEAD_SILENT_S, ASK_EVERY_S = 20.0, 2.0
 _private = False
+_lost = False
 _folder: str | None = None
 
 
@@ -69,6 +73,52 @@ def close() -> None:
 def is_private() -> bool:
     """Whether fmray itself started the Ray in use, which ends with this process."""
     return _private
+
+
+def is_lost() -> bool:
+    """Whether a `Head` was found to be gone: Ray's own good-bye would then wait for it, and abort this process."""
+    return _lost
+
+
+class Head:
+    """Asks whether the head of the cluster in use still answers; one that comes back within `HEAD_SILENT_S` is not missed."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._address = ray.get_runtime_context().gcs_address
+        self._heard = self._asked = time.monotonic()
+
+    def __call__(self) -> None:
+        """Asks, if it is time to.
+
+        Raises:
+            RunError: it has not answered for so long that it is gone.
+        """
+        if time.monotonic() - self._asked >= ASK_EVERY_S and not self.answers() and time.monotonic() - self._heard > HEAD_SILENT_S:
+            self.give_up()
+
+    def answers(self) -> bool:
+        """Whether it does now."""
+        host, _, port = self._address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ASK_EVERY_S).close()
+            self._heard = time.monotonic()
+        except OSError:
+            return False
+        finally:
+            self._asked = time.monotonic()
+        return True
+
+    def give_up(self) -> NoReturn:
+        """Ends the use of this cluster.
+
+        Raises:
+            RunError: always.
+        """
+        global _lost
+        _lost = True
+        raise RunError(f"the head of the Ray cluster is gone: {self._address} does not answer", todo="the same command goes on from the last state, on this cluster when it is back or on another")
 
 
 def _plugin_hook(texts: Mapping[str, str]) -> Callable[[], None]:

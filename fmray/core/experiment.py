@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,20 @@ class Experiment:
             upstream = {name: self.steps[ref.step].config for name, _, ref in step.references if ref.step is not None}
             planned.append((step, step.spec.plan(step.config, upstream) if step.spec.plan else {}))
         return planned
+
+    def trials(self, wanted: Sequence[str]) -> Iterator[tuple[Step, dict[str, str]]]:
+        """The lines of every wanted step that can find out by trying; one at a time, for each takes a while.
+
+        Raises:
+            ConfigError: an input of such a step is not there yet.
+        """
+        for step in (self.steps[name] for name in wanted):
+            if step.spec.trial is None:
+                continue
+            missing = sorted(name for name in step.parents if not (self.root / name / "record.json").exists())
+            if missing:
+                raise ConfigError(f"is tried on what {', '.join(missing)} makes, which is not there yet", where=step.name, todo=f"`fmray run` {', '.join(missing)} first")
+            yield step, step.spec.trial(self._job(step, 1, {name: load(self.root / name) for name in step.parents}, {}))
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = (), *, storage: str = "runs", name: str | None = None) -> Experiment:

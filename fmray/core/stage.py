@@ -74,6 +74,7 @@ class StageSpec:
     recompute: bool
     plan: Callable[..., dict[str, str]] | None
     fresh: Callable[[Record], bool] | None
+    trial: "Callable[[Job], dict[str, str]] | None" = None
 
 
 STAGES: dict[str, StageSpec] = {}
@@ -86,6 +87,7 @@ def stage(
     recompute: bool = False,
     plan: Callable[..., dict[str, str]] | None = None,
     fresh: Callable[[Record], bool] | None = None,
+    trial: "Callable[[Job], dict[str, str]] | None" = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers a function as the stage `name`: its first argument's annotation is its config, its artifact-typed ones its inputs.
 
@@ -94,6 +96,7 @@ def stage(
         recompute: cheap enough to be made again without asking when its config or inputs drifted.
         plan: `(config, upstream configs by input name) -> {label: text}` for `fmray check`.
         fresh: asked before a cache hit; False runs the stage again (a deployment that died).
+        trial: `(job) -> {label: text}` for `fmray check --try-micro-batch`, when all inputs are there: finds out by doing.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +108,7 @@ def stage(
             raise TypeError(f"stage {name}: config must be a Config, inputs artifacts and the result a Payload (see {wrong or function})")
         STAGES[name] = StageSpec(
             name=name, version=version, function=function, config=hints["config"], payload=hints["return"],
-            inputs=typing.cast(dict[str, Shape], shapes), takes_previous="previous" in hints, recompute=recompute, plan=plan, fresh=fresh,
+            inputs=typing.cast(dict[str, Shape], shapes), takes_previous="previous" in hints, recompute=recompute, plan=plan, fresh=fresh, trial=trial,
         )  # fmt: skip
         return function
 

@@ -8,13 +8,13 @@ tests/model/test_activations.py holds the counts to within a quarter of what is 
 
 from typing import Literal
 
-Precision = Literal["bf16", "fp32"]
-ELEMENT_BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
+Precision = Literal["bf16", "fp16", "fp32"]
+ELEMENT_BYTES: dict[Precision, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 # Logits of a position, when the loss turns back: log-probabilities and two gradients, in float32 whatever the model computes in.
 LOGIT_BYTES = 12
 # Scores that eager attention keeps of every layer, and holds besides of the one that it is in: softmax in float32, and in bf16 a copy.
-SCORE_KEPT: dict[Precision, int] = {"bf16": 6, "fp32": 4}
-SCORE_PASSING: dict[Precision, int] = {"bf16": 8, "fp32": 8}
+SCORE_KEPT: dict[Precision, int] = {"bf16": 6, "fp16": 6, "fp32": 4}
+SCORE_PASSING: dict[Precision, int] = {"bf16": 8, "fp16": 8, "fp32": 8}
 
 
 def kept_bytes(elements: float, in_float32: float, precision: Precision) -> float:

@@ -74,6 +74,8 @@ class PretrainConfig(Config):
         micro_batch_size: rows of one forward pass on one worker; all of a worker's rows when left out.
         keep_checkpoints: states to resume from that are kept while it runs.
         max_failures: how often the workers are started again after one died.
+        max_faults_per_node: after so many faults of its workers (lost, hung, a loss that is no number on them alone) a node is not used again
+            in this run, as long as others have room for all workers that are to be started (of a range: that the whole cluster has room for).
         wait_s: how long to wait for the cluster to have the workers' resources.
         hang_after_s: a step that takes longer than this, and than ten median ones, is taken for a hang: stacks are kept and all starts again.
             With `compile`, leave room for a late compilation where shapes change.
@@ -108,6 +110,7 @@ class PretrainConfig(Config):
     checkpoint_every_steps: int = runtime(200, ge=1)
     keep_checkpoints: int = runtime(2, ge=1)
     max_failures: int = runtime(3, ge=0)
+    max_faults_per_node: int = runtime(3, ge=1)
     wait_s: float = runtime(60.0, ge=0)
     hang_after_s: float = runtime(60.0, gt=0)
     nonfinite: Nonfinite = runtime(Nonfinite())
@@ -130,6 +133,8 @@ class PretrainConfig(Config):
         self._check_batch()
         if self.engine == "torch" and self.num_workers.max > 1:
             raise ValueError(f"engine torch runs on one worker, not on num_workers {self.num_workers}")
+        if self.precision == "fp16":
+            self._check_fp16()
         kind, family = self.objective.type, self.objective.family  # type: ignore[attr-defined]
         if family is None:
             raise ValueError(f"objective {kind} does not pretrain: it is for finetune and search")
@@ -150,6 +155,12 @@ class PretrainConfig(Config):
             return
         if absent := [rank for rank in self.profile.ranks if not 0 <= rank < self.num_workers.max]:
             raise ValueError(f"profile.ranks names rank {absent[0]}, and num_workers {self.num_workers} has ranks 0 to {self.num_workers.max - 1}")
+
+    def _check_fp16(self) -> None:
+        if not self.use_gpu:
+            raise ValueError("precision fp16 needs GPUs: set use_gpu: true, or precision: bf16, which every device computes in")
+        if self.engine == "torch" or self.zero.stage == 0:
+            raise ValueError("precision fp16 needs engine deepspeed and zero.stage 1, 2 or 3, which keep float32 masters")
 
     def _check_batch(self) -> None:
         batch, passed, workers = self.global_batch_size, self.micro_batch_size, self.num_workers

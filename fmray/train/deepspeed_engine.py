@@ -75,6 +75,9 @@ def deepspeed_config(
     }
     if precision == "bf16" and zero.stage == 0:
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    elif precision == "fp16":
+        # A scale of 0 is one that DeepSpeed moves by itself; see `fp16`.
+        config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
     elif precision == "bf16":
         config["bf16"] = {"enabled": True}
         if grad_accum_steps > 1:
@@ -85,6 +88,9 @@ def deepspeed_config(
 
 def _check_overrides(overrides: Mapping[str, Any]) -> None:
     """Refuses what would contradict fmray's config, or what its states do not hold."""
+    for name in ("zero_optimization", "fp16"):
+        if not isinstance(overrides.get(name, {}), Mapping):
+            raise ValueError(f"deepspeed.{name}: must be a mapping")
     sharding = overrides.get("zero_optimization", {})
     if "stage" in sharding:
         raise ValueError("deepspeed.zero_optimization.stage cannot be overridden: set zero.stage instead")

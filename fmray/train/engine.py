@@ -16,7 +16,7 @@ from fmray.train.storage import persist
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "fp16", "fp32"]
 # The learning rate of the update that follows so many finished steps.
 LrAt = Callable[[int], float]
 

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fmray.core.errors import (
     RunError,
     Terminated,
 )
-from fmray.train import stopping
+from fmray.train import faults, fence, stopping
 from fmray.train.config import Workers
 from fmray.train.stopping import STOP, STOPPED, Stopped, Termination
 from fmray.train.watchdog import HANGS, last_hang
@@ -38,6 +38,8 @@ WATCH_S = 0.3
 PEERS_FAIL_WITHIN_S = 5.0
 # Asking an unlucky cluster for its workers this often takes a minute each time.
 STARTS = 3
+# A range of workers takes what there is. But for up to 20 s Ray counts the room of a node that is gone, and waits for workers there in vain.
+RANGE_STARTS, RANGE_START_S = 100, "30"
 # Time for two steps and a save; who sends SIGTERM rarely waits longer.
 STOP_WITHIN_S = 120.0
 AGAIN = "the same command goes on from the last checkpoint"
@@ -47,11 +49,12 @@ LASTING = (FmrayError, TypeError, ValueError, LookupError, AttributeError, Impor
 
 
 def launch(
-    work: Work, *, folder: Path, num_workers: Workers, cpus_per_worker: int, use_gpu: bool, max_failures: int, wait_s: float, watch: Callable[[], None]
-) -> None:
+    work: Work, *, folder: Path, num_workers: Workers, cpus_per_worker: int, use_gpu: bool, max_failures: int, max_faults_per_node: int, wait_s: float, watch: Callable[[], None]
+) -> None:  # fmt: skip
     """Runs `work` on every worker to its end, starting all again after one was lost or got SIGTERM; `watch` is called meanwhile.
 
-    With a range of workers it runs on as many as the cluster has room for, and starts all again when that changes.
+    With a range of workers it runs on as many as the cluster has room for, and starts all again when that changes. A node that
+    `max_faults_per_node` faults came from is not used again, where others have room (see `faults`).
 
     Args:
         work: is told its place and how to report a checkpoint that lies below `folder/train`; it resumes by itself.
@@ -61,7 +64,7 @@ def launch(
         ResourceError: the cluster cannot hold the workers.
         FmrayError: what a worker raised.
         Terminated: this process got SIGTERM; the workers stopped in order (see `stopping`), if they could.
-        RunError: workers were lost more than `max_failures` times, or failed otherwise.
+        RunError: workers were lost more than `max_failures` times, or failed otherwise, or the cluster's head is gone.
     """
     resources = {"CPU": float(cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     cluster.connect()
@@ -69,16 +72,22 @@ def launch(
     if cluster.is_private():
         # Nobody takes a node away from under a Ray of one's own, and each helper process costs seconds of start-up.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if not num_workers.fixed:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", RANGE_START_S)
     _forget_last_start(folder)
-    hung_before = last_hang(folder / HANGS)
+    hung_before, head = last_hang(folder / HANGS), cluster.Head()
     with Termination() as terminated:
         while True:
-            outcome = _fit(_trainer(work, folder, num_workers, resources, use_gpu, max_failures), folder, terminated, watch)
+            told_by = faults.callbacks(folder, max_faults_per_node, resources)
+            trainer = _trainer(work, folder, num_workers, resources, use_gpu, max_failures, told_by)
+            outcome = _fit(trainer, folder, terminated, [watch, faults.Told(folder), head])
             failed = sorted(folder.glob("failed-*.json"))
             if failed:
                 raise _revive(json.loads(failed[0].read_text()))
             if terminated:
                 raise Terminated(f"ended by SIGTERM{_stopped_behind(folder)}", todo=AGAIN)
+            if outcome and not head.answers():
+                head.give_up()
             if outcome:
                 hung = last_hang(folder / HANGS)
                 raise _as_error(outcome[0], max_failures, hung if hung != hung_before else "") from outcome[0]
@@ -100,7 +109,7 @@ def _stopped_behind(folder: Path) -> str:
     return f" behind step {json.loads((folder / STOPPED).read_text())['step']}, whose state is written"
 
 
-def _fit(trainer: Any, folder: Path, terminated: Termination, watch: Callable[[], None]) -> list[BaseException]:
+def _fit(trainer: Any, folder: Path, terminated: Termination, watches: Sequence[Callable[[], None]]) -> list[BaseException]:
     """Runs the trainer to its end; what it raised, if anything. After SIGTERM it is given `STOP_WITHIN_S` to stop in order."""
     outcome: list[BaseException] = []
 
@@ -116,7 +125,8 @@ def _fit(trainer: Any, folder: Path, terminated: Termination, watch: Callable[[]
     deadline = None
     while thread.is_alive():
         thread.join(WATCH_S)
-        watch()
+        for watch in watches:
+            watch()
         if terminated and deadline is None:
             deadline = time.monotonic() + STOP_WITHIN_S
             write_json(folder / STOP, {"reason": "the driver got SIGTERM"})
@@ -125,13 +135,13 @@ def _fit(trainer: Any, folder: Path, terminated: Termination, watch: Callable[[]
     return outcome
 
 
-def _trainer(work: Work, folder: Path, num_workers: Workers, resources: dict[str, float], use_gpu: bool, max_failures: int) -> Any:
+def _trainer(work: Work, folder: Path, num_workers: Workers, resources: dict[str, float], use_gpu: bool, max_failures: int, callbacks: list[Any]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     return TorchTrainer(
         _worker,
-        train_loop_config={"work": work, "folder": str(folder)},
+        train_loop_config={"work": work, "folder": str(folder), "start": fence.begin(folder)},
         torch_config=_torch_config("nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=num_workers.min if num_workers.fixed else (num_workers.min, num_workers.max),  # type: ignore[arg-type]
@@ -142,7 +152,8 @@ def _trainer(work: Work, folder: Path, num_workers: Workers, resources: dict[str
         run_config=RunConfig(
             name=RUN,
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=STARTS),  # type: ignore[call-arg]
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=STARTS if num_workers.fixed else RANGE_STARTS),  # type: ignore[call-arg]
+            callbacks=callbacks,
         ),
     )
 
@@ -165,9 +176,14 @@ def _torch_config(backend: str) -> Any:
 
 
 def _worker(settings: dict[str, Any]) -> None:
+    folder = Path(settings["folder"])
+    with fence.inside(folder, settings["start"]):
+        _work_on(folder, settings["work"])
+
+
+def _work_on(folder: Path, work: Work) -> None:
     import ray.train
 
-    folder = Path(settings["folder"])
     if any(folder.glob("failed-*.json")):
         # An attempt met a fault that would come again: all workers leave at once, and the driver tells it.
         return
@@ -177,8 +193,9 @@ def _worker(settings: dict[str, Any]) -> None:
         # Of an attempt that stopped and then lost a worker before all had left.
         (folder / STOPPED).unlink(missing_ok=True)
     try:
+        faults.tell_place(folder, place.rank)
         with stopping.listening(folder):
-            settings["work"](place, _report)
+            work(place, _report)
     except Stopped as stopped:
         if place.rank == 0:
             write_json(folder / STOPPED, {"step": stopped.step})
@@ -226,5 +243,5 @@ def _as_error(error: BaseException, max_failures: int, hung: str) -> FmrayError:
         last = f"training hung: {hung}" if hung else f"rank {rank}: {type(first).__name__} {line}"
         return RunError(f"a worker was lost more than max_failures={max_failures} times; last, {last}", todo=AGAIN)
     if isinstance(error, ControllerError) and "Startup" in type(error.controller_failure).__name__:
-        return ResourceError(f"the cluster did not start the workers in {STARTS + 1} attempts: its resources are taken", todo="wait for other jobs to end, or ask for fewer workers")
+        return ResourceError("the cluster did not start the workers, however often it was asked: its resources are taken", todo="wait for other jobs to end, or ask for fewer workers")
     return RunError(f"training failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}", todo=AGAIN)

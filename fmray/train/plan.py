@@ -31,7 +31,7 @@ def state_bytes_per_param(stage: int, num_workers: int, precision: Precision, *,
         return 16.0
     if stage == 1 and accumulates:
         return 8 + 12 / num_workers
-    weight = 2.0 if precision == "bf16" else 4.0
+    weight = 4.0 if precision == "fp32" else 2.0
     gradient = 4.0 if accumulates else weight
     return (weight + gradient + 12) / num_workers if stage == 3 else weight + (gradient + 12) / num_workers
 

@@ -3,39 +3,51 @@
 import functools
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fmray.core.artifact import Artifact, write_json
 from fmray.core.config import dump
 from fmray.core.errors import ArtifactError, ConfigError, FmrayError, RunError
 from fmray.core.provenance import redact
 from fmray.core.report import Cost
-from fmray.core.stage import Out, stage
+from fmray.core.stage import Job, Out, stage
 from fmray.data.dataset import TokenDataset
 from fmray.data.ledger import check_ledger
 from fmray.model.architectures import Architecture
 from fmray.model.checkpoint import Checkpoint, count_weights, hf_digest, read_hf_config
 from fmray.model.positions import patch_size, position_offset
 from fmray.objectives import Objective, setting_for
+from fmray.train import faults
 from fmray.train.config import PretrainConfig
 from fmray.train.evaluation import check_evaluation
 from fmray.train.launch import RUN, launch
 from fmray.train.layout import rank_file
 from fmray.train.metrics import METRICS, loss_points, read_metrics
+from fmray.train.overrides import check_overrides
 from fmray.train.plan import plan
 from fmray.train.seen import check_profile, figures_seen, seen
 from fmray.train.state import latest_state, prune_states
 from fmray.train.trackers import TrackedRun
 from fmray.train.tracking import Tracking
+from fmray.train.trying import trial_lines
 from fmray.train.worker import SUMMARY, PretrainJob, flops_of, run_pretraining
 
 LEDGER = "ledger.json"
 
 
-@stage("pretrain", version=1, plan=plan)
+def trial(job: Job) -> dict[str, str]:
+    """What `fmray check --try-micro-batch` says: the largest micro-batch that fits a worker, found by taking steps."""
+    config, arguments = cast(PretrainConfig, job.config), job.arguments
+    with tempfile.TemporaryDirectory(prefix="fmray-try-") as folder:
+        out = Out(Path(folder), "", job.name, Path(folder) / "log")
+        return trial_lines(_job(config, arguments["dataset"], out, None, arguments.get("init")))
+
+
+@stage("pretrain", version=1, plan=plan, trial=trial)
 def pretrain(
     config: PretrainConfig,
     dataset: Artifact[TokenDataset],
@@ -66,6 +78,7 @@ def pretrain(
                 cpus_per_worker=config.cpus_per_worker,
                 use_gpu=config.use_gpu,
                 max_failures=config.max_failures,
+                max_faults_per_node=config.max_faults_per_node,
                 wait_s=config.wait_s,
                 watch=functools.partial(_watch, out, job.last_step, {}),
             )
@@ -97,6 +110,8 @@ def _job(
         )  # fmt: skip
     if init is not None:
         _check_init(init, dataset, objective, out.name)
+    if config.engine == "deepspeed":
+        check_overrides(config.engine_config(), config.deepspeed, f"{out.name}.deepspeed")
     try:
         model = config.model.fit(data.image_shape) if config.model is not None else None
         objective.check(setting_for(dataset.path, data, {}, config.seed), data.seq_len)
@@ -135,6 +150,8 @@ def _check_rows(config: PretrainConfig, dataset: Artifact[TokenDataset], init: M
 
 
 def _check_init(init: Artifact[Checkpoint], dataset: Artifact[TokenDataset], objective: Objective, where: str) -> None:
+    if hf_digest(init.path) != init.payload.digest:
+        raise ArtifactError("its files are not those that its record was written for (sha256)", where=str(init.path), todo="make or import it again, or take it from where it was copied")
     if init.payload.head not in (objective.head, *objective.continues):
         raise ConfigError(f"{init.name} holds a {init.payload.head} head and cannot be pretrained further with an objective for {objective.head}", where=where)
     hf_config = read_hf_config(init.path)
@@ -238,6 +255,7 @@ def _checkpoint(
             "perf/data_wait_s": sum(line.get("data_wait_s", 0.0) for line in lines),
             "perf/checkpoint_s": sum(line.get("checkpoint_s", 0.0) for line in lines),
         }
+        | faults.figures(out.work)
         | ({"train/skipped_steps": float(skipped)} if (skipped := sum("skipped" in line for line in lines)) else {})
         | ({"perf/mfu": statistics.median(mfus)} if (mfus := [line["mfu"] for line in lines if line.get("mfu") is not None]) else {})
         # Only an attempt that took the first step itself knows how long it took to get there.

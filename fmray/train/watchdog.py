@@ -128,7 +128,8 @@ class Watchdog:
             deadline = time.monotonic() + GATHER_S
             while len(reports := _reports(self.folder)) < self.world_size and time.monotonic() < deadline:
                 time.sleep(0.1)
-            write_json(self.folder / VERDICT, {"verdict": verdict(reports, self.world_size), "step": self._finished, "limit_s": self.limit_s})
+            told = {"verdict": verdict(reports, self.world_size), "ranks": suspects(reports, self.world_size)[1], "step": self._finished, "limit_s": self.limit_s}
+            write_json(self.folder / VERDICT, told)
         os._exit(1)
 
     def _report(self) -> dict[str, Any]:
@@ -150,13 +151,19 @@ def _reports(folder: Path) -> list[dict[str, Any]]:
 
 
 def verdict(reports: Sequence[dict[str, Any]], world_size: int) -> str:
-    """Which rank is behind, as far as the reports tell: one that gave none, has fewer steps, waits for data, or waits for no other rank.
+    """Which rank is behind, and by which sign, in words."""
+    sign, ranks, at = suspects(reports, world_size)
+    return f"{sign}: {_ranks(ranks)}{at}" if ranks else sign
+
+
+def suspects(reports: Sequence[dict[str, Any]], world_size: int) -> tuple[str, list[int], str]:
+    """A sign, the ranks that show it, and where; as far as the reports tell: those that gave none, have fewer steps, wait for data, or for no other rank.
 
     Collectives of a GPU run beside Python: ranks that wait in one may look alike to it, and then none is named.
     """
     told = {report["rank"] for report in reports}
     if silent := sorted(set(range(world_size)) - told):
-        return f"without a sign, so frozen or lost: {_ranks(silent)}"
+        return "without a sign, so frozen or lost", silent, ""
     ahead = max(report["step"] for report in reports)
     signs = (
         ("behind by a step", [r for r in reports if r["step"] < ahead]),
@@ -165,8 +172,8 @@ def verdict(reports: Sequence[dict[str, Any]], world_size: int) -> str:
     )
     for sign, those in signs:
         if those and (len(those) < world_size or world_size == 1):
-            return f"{sign}: {_ranks([r['rank'] for r in those])}, at {those[0]['at']}"
-    return "which rank is behind cannot be told: all of them do the same"
+            return sign, [r["rank"] for r in those], f", at {those[0]['at']}"
+    return "which rank is behind cannot be told: all of them do the same", [], ""
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -26,9 +26,10 @@ from fmray.train.deepspeed_engine import DeepSpeedEngine, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
 from fmray.train.equip import equip
 from fmray.train.evaluation import HeldOut
+from fmray.train.fp16 import Fp16Engine
 from fmray.train.loop import train
 from fmray.train.metrics import METRICS, Meter, MetricsLog, Waited
-from fmray.train.nonfinite import NonfiniteGuard
+from fmray.train.nonfinite import Heard, NonfiniteGuard
 from fmray.train.profiling import PROFILE, Profiler
 from fmray.train.ranks import RANKS, RankClock, rank_path
 from fmray.train.state import TrainState, commit_state, last_good_state, prune_states, state_folder
@@ -126,7 +127,8 @@ def build_engine(job: PretrainJob, place: Place) -> Engine:
     if config.engine == "torch":
         return TorchEngine(model, config.optim, lr_at, precision=config.precision, device="cuda" if config.use_gpu else "cpu", compile=config.compile)
     prepare_process(local_world_size=place.local_world_size, use_gpu=config.use_gpu)
-    return DeepSpeedEngine(model, config.optim, lr_at, config=config.engine_config(), compile=config.compile)
+    kind = Fp16Engine if config.precision == "fp16" else DeepSpeedEngine
+    return kind(model, config.optim, lr_at, config=config.engine_config(), compile=config.compile)
 
 
 def engine_name(config: PretrainConfig) -> str:
@@ -171,12 +173,13 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     payload, hf_config = load(job.dataset, TokenDataset).payload, module.config.to_dict()
     setting = setting_for(job.dataset, payload, hf_config, config.seed)
     rows = row_batches(reader, config.objective, setting, cursor, rank=place.rank, world_size=place.world_size, micro_batch_size=config.rows_per_pass)
-    guard = NonfiniteGuard(config.nonfinite, engine, job.out / "work" / "nonfinite", place.rank)
+    heard = Heard(config.objective, config.grad_accum_steps)
+    guard = NonfiniteGuard(config.nonfinite, engine, job.out / "work" / "nonfinite", place.rank, heard if place.world_size > 1 else None)
     with closing(rows), watchdog:
         waited = Waited(rows if ledger is None else recorded(rows, ledger, cursor, engine.step))
         watching = _watching(job, place, engine, hf_config, setting, waited, watchdog)
         with watching.over(watchdog.watched(waited)) as batches:
-            train(engine, config.objective, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard, stop_asked=stopping.asked)
+            train(engine, heard, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard, stop_asked=stopping.asked)
     if engine.step < job.last_step:
         raise stopping.Stopped(engine.step)
     weights = engine.export_state_dict()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import threading
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 import tests.distributed.faulty  # noqa: F401  registers the objective
 from fmray.core.errors import RunError
+from fmray.train.faults import read_faults
 from fmray.train.metrics import METRICS, read_metrics
 from fmray.train.pretrain import LEDGER
 from fmray.train.state import STATE, last_good_state, state_folder
@@ -57,6 +59,8 @@ def test_a_frozen_worker_is_found_and_all_start_again(quiet, dataset, tmp_path):
     assert "train_batch" in stacks.read_text()
     other = 1 - int(stacks.stem.removeprefix("rank-"))
     assert told["verdict"] == f"without a sign, so frozen or lost: rank {other}"
+    (fault,) = read_faults(root / "work")
+    assert (fault.kind, fault.rank, fault.hang) == ("hung", other, "001")
     assert not frozen[0].is_running() or frozen[0].status() == psutil.STATUS_ZOMBIE
 
 
@@ -91,6 +95,9 @@ def test_a_loss_that_is_no_number_stops_and_the_same_run_may_go_on_without_it(da
     rows = [load_file(place / f"rank-{rank}.safetensors")["0.row_ids_B"].tolist() for rank in (0, 1)]
     assert 37 in rows[0] + rows[1]
     assert len(set(rows[0] + rows[1])) == 8
+    (fault,) = read_faults(root / "work")
+    assert (fault.kind, fault.rank) == ("no_number", 0 if 37 in rows[0] else 1)
+    assert re.fullmatch(r"the loss is nan at step \d+", fault.what)
     skipping = {"action": "skip", "max_skipped": 4}
     artifact = pretrain(root, dataset, objective=objective, zero={"stage": stage}, max_failures=0, nonfinite=skipping, ledger=True)
     lines = read_metrics(root / METRICS)

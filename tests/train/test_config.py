@@ -47,6 +47,10 @@ def config(**changes):
         (CONTRASTIVE | {"micro_batch_size": 2}, "objective contrastive tells the rows of one batch apart: leave micro_batch_size out"),
         (CONTRASTIVE | {"global_batch_size": 1, "num_workers": 1}, "set global_batch_size to at least 2"),
         ({"precision": "fp8"}, "base.precision"),
+        ({"precision": "fp16"}, "precision fp16 needs GPUs: set use_gpu: true, or precision: bf16"),
+        ({"precision": "fp16", "use_gpu": True, "zero": {"stage": 0}}, "precision fp16 needs engine deepspeed and zero.stage 1, 2 or 3"),
+        ({"precision": "fp16", "use_gpu": True, "engine": "torch", "num_workers": 1}, "precision fp16 needs engine deepspeed"),
+        ({"max_faults_per_node": 0}, "base.max_faults_per_node"),
         ({"optim": {"lr": "fast"}}, "base.optim.lr"),
         ({"num_worker": 2}, "unknown key 'num_worker', did you mean 'num_workers'"),
     ],
@@ -89,10 +93,19 @@ def test_overrides_are_merged_last():
     assert config(zero={"stage": 0}).engine_config()["torch_autocast"]["enabled"] is True
 
 
+def test_float16_scales_its_loss_by_itself():
+    made = config(precision="fp16", use_gpu=True, micro_batch_size=1, zero={"stage": 2}).engine_config()
+    assert made["fp16"] == {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+    assert not {"bf16", "torch_autocast", "data_types"} & made.keys()
+    assert config(precision="fp16", use_gpu=True, deepspeed={"fp16": {"loss_scale_window": 500}}).engine_config()["fp16"]["loss_scale_window"] == 500
+    assert config(precision="fp16", use_gpu=True).identity() != config().identity()
+
+
 def test_memory_follows_the_published_formulas():
     for workers in (1, 2, 8):
-        got = [state_bytes_per_param(stage, workers, "bf16") for stage in range(4)]
-        assert got == pytest.approx([16, 4 + 12 / workers, 2 + 14 / workers, 16 / workers])
+        for precision in ("bf16", "fp16"):
+            got = [state_bytes_per_param(stage, workers, precision) for stage in range(4)]
+            assert got == pytest.approx([16, 4 + 12 / workers, 2 + 14 / workers, 16 / workers])
         got = [state_bytes_per_param(stage, workers, "fp32") for stage in range(4)]
         assert got == pytest.approx([16, 8 + 12 / workers, 4 + 16 / workers, 20 / workers])
 
