@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fmray.core.config import Config, runtime
 from fmray.model.architectures import Architecture
@@ -15,6 +15,8 @@ from fmray.train.device import Device
 from fmray.train.engine import Precision
 from fmray.train.nonfinite import Nonfinite
 from fmray.train.optim import Optim
+from fmray.train.remote import checked_uri
+from fmray.train.retention import Keep
 
 
 class Workers(Config):
@@ -67,7 +69,10 @@ class PretrainConfig(Config):
         attention: transformers' attention implementation.
         deepspeed: merged last into the DeepSpeed config.
         micro_batch_size: rows of one forward pass on one worker; all of a worker's rows when left out.
-        keep_checkpoints: states to resume from that are kept while it runs.
+        checkpoint_async: whether training goes on while a state is written; each worker then holds its part twice, once in the host's memory.
+        keep_checkpoints: states to resume from that are kept while it runs; a number of last ones, or see `Keep`.
+        states: a URI such as s3://bucket/prefix where they are kept too, and read from when the storage holds none; below the storage
+            itself the last ones are kept then.
         max_failures: how often the workers are started again after one died.
         wait_s: how long to wait for the cluster to have the workers' resources.
         hang_after_s: a step that takes longer than this, and than ten median ones, is taken for a hang: stacks are kept and all starts again.
@@ -95,13 +100,20 @@ class PretrainConfig(Config):
     zero: Zero = runtime(Zero())
     micro_batch_size: int | None = runtime(None, ge=1)
     checkpoint_every_steps: int = runtime(200, ge=1)
-    keep_checkpoints: int = runtime(2, ge=1)
+    checkpoint_async: bool = runtime(True)
+    keep_checkpoints: Keep = runtime(Keep())
+    states: str | None = runtime(None)
     max_failures: int = runtime(3, ge=0)
     wait_s: float = runtime(60.0, ge=0)
     hang_after_s: float = runtime(60.0, gt=0)
     nonfinite: Nonfinite = runtime(Nonfinite())
     device: Device = runtime(Device())
     ledger: bool = runtime(False)
+
+    @field_validator("states")
+    @classmethod
+    def _states_uri(cls, uri: str | None) -> str | None:
+        return None if uri is None else checked_uri(uri)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

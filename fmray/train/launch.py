@@ -30,8 +30,7 @@ from fmray.train.worker import Place
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[int, Path], None]
-Work = Callable[[Place, Report], None]
+Work = Callable[[Place], None]
 
 RUN = "train"
 WATCH_S = 0.3
@@ -54,7 +53,7 @@ def launch(
     With a range of workers it runs on as many as the cluster has room for, and starts all again when that changes.
 
     Args:
-        work: is told its place and how to report a checkpoint that lies below `folder/train`; it resumes by itself.
+        work: is told its place; it saves and resumes by itself, below `folder/train`.
         folder: shared by all nodes.
 
     Raises:
@@ -178,7 +177,7 @@ def _worker(settings: dict[str, Any]) -> None:
         (folder / STOPPED).unlink(missing_ok=True)
     try:
         with stopping.listening(folder):
-            settings["work"](place, _report)
+            settings["work"](place)
     except Stopped as stopped:
         if place.rank == 0:
             write_json(folder / STOPPED, {"step": stopped.step})
@@ -200,15 +199,6 @@ def _all_failed(folder: Path, world_size: int) -> bool:
     while (everyone := len(list(folder.glob("failed-*.json"))) == world_size) is False and time.monotonic() < deadline:
         time.sleep(0.05)
     return everyone
-
-
-def _report(step: int, checkpoint: Path) -> None:
-    """Tells Ray Train of a checkpoint that lies in its storage already; returns when every worker has told."""
-    import ray.train
-
-    ray.train.report(
-        {"step": step}, checkpoint=ray.train.Checkpoint(str(checkpoint)), checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD
-    )
 
 
 def _revive(fault: dict[str, str]) -> FmrayError:

@@ -23,7 +23,7 @@ def test_a_step_tells_speed_mfu_waiting_stall_memory_and_what_remains(tmp_path):
         config=config, model=config.model, dataset=dataset.path, vocab_size=payload.vocab_size, seq_len=32, positions=32, special_ids=payload.special_ids, out=out,
         states=out / "work" / "run", first_step=0, last_step=6, previous=None, init=None,
     )  # fmt: skip
-    run_pretraining(job, Place(0, 1, 1), lambda step, folder: None)
+    run_pretraining(job, Place(0, 1, 1))
     lines = read_metrics(out / METRICS)
     assert [line["step"] for line in lines] == list(range(1, 7))
     flops = config.model.flops_per_token(448, 32)
