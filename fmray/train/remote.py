@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BLOCK = 16 * 1024**2
+# They have no folders to make, and asking for one may ask for more rights than writing.
+OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 def checked_uri(uri: str) -> str:
@@ -63,7 +65,8 @@ class RemoteStates:
 
         def copy() -> None:
             store, key = self._at(file.parent.name, file.name)
-            store.create_dir(key.rpartition("/")[0], recursive=True)
+            if store.type_name not in OBJECT_STORES:
+                store.create_dir(key.rpartition("/")[0], recursive=True)
             with file.open("rb") as source, store.open_output_stream(key) as target:
                 shutil.copyfileobj(source, target, BLOCK)
 
@@ -146,6 +149,7 @@ class RemoteStates:
         except ArtifactError as error:
             damaged = error
         try:
+            self._check_bucket()
             for name, state in reversed(self.states().items()):
                 if state.step <= here:
                     return
@@ -157,6 +161,14 @@ class RemoteStates:
             raise ConfigError(f"cannot be read ({' '.join(str(error).split())[:200]})", where=self.uri, todo="check the address, the bucket and the credentials") from None
         if damaged is not None and here < 0:
             raise damaged
+
+    def _check_bucket(self) -> None:
+        """A listing of a bucket that does not exist may be just empty."""
+        from pyarrow.fs import FileType
+
+        store, key = self._at()
+        if store.type_name in OBJECT_STORES and store.get_file_info(key.split("/")[0]).type == FileType.NotFound:
+            raise FileNotFoundError("the bucket does not exist")
 
     def _download(self, name: str, state: TrainState, folder: Path) -> bool:
         """Whether all files were what `state` says; then `folder` counts."""
