@@ -27,6 +27,7 @@ from fmray.core.experiment import Experiment, Outcome, load_experiment
 from fmray.evaluate import comparison
 from fmray.live import LiveRun, quiet_terminal
 from fmray.memory import PeakMemory
+from fmray.model.conversion import export_checkpoint
 from fmray.report.html import write_report
 from fmray.report.scaling.fit import fit
 from fmray.report.scaling.runs import read_runs
@@ -283,6 +284,19 @@ def rollback(
 
 def _print(said: dict[str, Any] | str) -> None:
     print(said if isinstance(said, str) else json.dumps(said, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="a checkpoint's folder, such as runs/quickstart/base")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="folder to make, or for gguf the file")],
+    form: Annotated[str, typer.Option("--format", help="safetensors (a Hugging Face directory) or gguf (one file, decoders of the Llama type)")] = "safetensors",
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 (default: as stored)")] = None,
+    shard_size: Annotated[str, typer.Option("--shard-size", help="of a safetensors file at most")] = "5GB",
+) -> None:
+    """Write a checkpoint's model in another form or precision."""
+    export_checkpoint(local_path(checkpoint), local_path(out), form=form, dtype=dtype, shard_size=shard_size)
+    print(local_path(out))
 
 
 def split_rest(rest: Sequence[str] | None) -> tuple[list[str], list[str]]:

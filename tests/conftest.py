@@ -16,6 +16,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.s3 import s3_server  # noqa: F401  a fixture for all
+
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:

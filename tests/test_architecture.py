@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "memory": set(),
     "live": {"report"},
     "submit": set(),
-    "cli": {"live", "memory", "report", "submit", "serve", "cluster", "evaluate"},
+    "cli": {"live", "memory", "model", "report", "submit", "serve", "cluster", "evaluate"},
     "__main__": {"cli"},
     "__init__": {"data", "model", "train", "evaluate", "audit", "gate", "serve"},
 }

@@ -1,27 +1,23 @@
 """Writes a model as a Hugging Face directory that `from_pretrained` opens with no further step."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fmray.core.artifact import write_json
 from fmray.model.checkpoint import hf_files, tokenizer_files
-
-if TYPE_CHECKING:
-    import torch
+from fmray.model.tensor_file import Entry, write_sharded
 
 
-def save_model(root: Path, model: Any, state_dict: "Mapping[str, torch.Tensor]", tokenizer: Path | None) -> None:
-    """Writes config, float32 weights and the tokenizer's files into `root`.
+def save_model(root: Path, model: Any, weights: Sequence[Entry], tokenizer: Path | None) -> None:
+    """Writes config, float32 weights and the tokenizer's files into `root`. The weights are read and written one after the other.
 
     Args:
         model: a transformers model of the right class and config; its own weights are not read.
-        state_dict: the weights, tensors that are shared named once.
+        weights: tensors that are shared named once.
         tokenizer: the directory whose tokenizer files (or image processor) are copied; None writes the processor of the images.
     """
-    from huggingface_hub import save_torch_state_dict
-
     for name in hf_files(root):
         (root / name).unlink()
     config = model.config
@@ -30,7 +26,7 @@ def save_model(root: Path, model: Any, state_dict: "Mapping[str, torch.Tensor]",
     config.save_pretrained(root)
     if model.can_generate():
         model.generation_config.save_pretrained(root)
-    save_torch_state_dict(dict(state_dict), root)
+    write_sharded(root, weights)
     if tokenizer is None:
         write_json(root / "preprocessor_config.json", image_processor(config))
         return

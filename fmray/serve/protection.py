@@ -181,7 +181,7 @@ class Guard:
         declared = _header(scope, b"content-length")
         size = int(declared) if declared.isdigit() else 0
         too_long = size > limit
-        parts, received, more = [], 0, size <= MAX_DRAINED_BYTES
+        parts, received, more = list[bytes](), 0, size <= MAX_DRAINED_BYTES
         while more and received <= MAX_DRAINED_BYTES:
             message = await receive()
             if message["type"] == "http.disconnect":

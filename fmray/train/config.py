@@ -16,6 +16,8 @@ from fmray.train.engine import Precision
 from fmray.train.nonfinite import Nonfinite
 from fmray.train.optim import Optim
 from fmray.train.profiling import Profile
+from fmray.train.remote import checked_uri
+from fmray.train.retention import EVAL_LOSS, Keep
 from fmray.train.trackers import Tracker, check_trackers
 from fmray.train.trackers.tensorboard import Tensorboard
 
@@ -72,7 +74,10 @@ class PretrainConfig(Config):
         fused_loss: whether the loss is taken inside of the output head, a few positions at a time, where the model allows it.
         activation_checkpointing: whether layers keep their inputs alone and compute the rest again on the way back.
         micro_batch_size: rows of one forward pass on one worker; all of a worker's rows when left out.
-        keep_checkpoints: states to resume from that are kept while it runs.
+        checkpoint_async: whether training goes on while a state is written; each worker then holds its part twice, once in the host's memory.
+        keep_checkpoints: states to resume from that are kept while it runs; a number of last ones, or see `Keep`.
+        states: a URI such as s3://bucket/prefix where they are kept too, and read from when the storage holds none; below the storage
+            itself the last ones are kept then.
         max_failures: how often the workers are started again after one died.
         max_faults_per_node: after so many faults of its workers (lost, hung, a loss that is no number on them alone) a node is not used again
             in this run, as long as others have room for all workers that are to be started (of a range: that the whole cluster has room for).
@@ -108,7 +113,9 @@ class PretrainConfig(Config):
     zero: Zero = runtime(Zero())
     micro_batch_size: int | None = runtime(None, ge=1)
     checkpoint_every_steps: int = runtime(200, ge=1)
-    keep_checkpoints: int = runtime(2, ge=1)
+    checkpoint_async: bool = runtime(True)
+    keep_checkpoints: Keep = runtime(Keep())
+    states: str | None = runtime(None)
     max_failures: int = runtime(3, ge=0)
     max_faults_per_node: int = runtime(3, ge=1)
     wait_s: float = runtime(60.0, ge=0)
@@ -126,6 +133,11 @@ class PretrainConfig(Config):
     def _named(cls, data: Any) -> Any:
         return tuple({"type": item} if isinstance(item, str) else item for item in data) if isinstance(data, (list, tuple)) else data
 
+    @field_validator("states")
+    @classmethod
+    def _states_uri(cls, uri: str | None) -> str | None:
+        return None if uri is None else checked_uri(uri)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.max_steps is None) == (self.epochs is None):
@@ -142,6 +154,8 @@ class PretrainConfig(Config):
             raise ValueError(f"objective {kind} trains an architecture of the family {family}, and model {self.model.type} is of {self.model.family}")  # type: ignore[attr-defined]
         if not self.objective.adds_up and (self.grad_accum_steps > 1 or self.global_batch_size < 2):
             raise ValueError(f"objective {kind} tells the rows of one batch apart: leave micro_batch_size out (gradients cannot be accumulated) and set global_batch_size to at least 2")
+        if self.keep_checkpoints.metric == EVAL_LOSS and self.eval_every_steps is None:
+            raise ValueError(f"keep_checkpoints.metric {EVAL_LOSS} is measured with eval_every_steps alone: set it")
         self._check_watching()
         self.engine_config()
         return self

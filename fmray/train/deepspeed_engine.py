@@ -263,20 +263,14 @@ class DeepSpeedEngine(Engine):
         elif self._stage:
             zero.update_lp_params()
 
-    def export_state_dict(self) -> "dict[str, torch.Tensor]":
-        """See `Engine`. Gathers one parameter at a time, from the float32 masters where there are any."""
-        import torch
-        from deepspeed.utils import safe_get_full_fp32_param
+    def _whole(self, parameter: "torch.nn.Parameter") -> "torch.Tensor":
+        """See `Engine`. Stage 3 shards also what is not trained."""
+        import deepspeed
 
-        first = torch.distributed.get_rank() == 0
-        state: dict[str, torch.Tensor] = {}
-        for name, parameter in self.module.named_parameters():
-            full = safe_get_full_fp32_param(parameter)
-            if first:
-                state[name] = (parameter if full is None else full).detach().to("cpu", torch.float32, copy=True)
-        if first:
-            state.update({name: value.detach().cpu().clone() for name, value in kept_buffers(self.module).items()})
-        return state
+        if self._stage < 3:
+            return parameter.detach()
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
 
 
 def _piece_of_stage_1_and_2(zero: Any, name: str, parameter: Any) -> Piece | None:

@@ -2,14 +2,14 @@
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fmray.core.errors import RunError
 from fmray.objectives import Batch, Forward, LossParts
-from fmray.train.layout import Held, held_whole, kept_buffers, rank_file, read_held, write_held
+from fmray.train.layout import Held, Part, held_whole, kept_buffers, part_of, rank_file, read_held, write_part
 from fmray.train.optim import Optim, adamw
 from fmray.train.storage import persist
 
@@ -102,8 +102,16 @@ class Engine(abc.ABC):
         Raises:
             RunError: the optimizer keeps something that fmray cannot save, or the storage refuses it for longer than `persist` waits.
         """
-        held, counts = self._held(), {"step": self.step, "skipped": self.skipped}
-        persist(lambda: write_held(folder, held, counts), folder / rank_file(held.rank))
+        part = self.part()
+        persist(lambda: write_part(folder, part), folder / rank_file(part.rank))
+
+    def part(self) -> Part:
+        """This worker's part of weights and optimizer state: the tensors that the next step changes.
+
+        Raises:
+            RunError: the optimizer keeps something that fmray cannot save.
+        """
+        return part_of(self._held(), self._counts())
 
     def load(self, folder: Path) -> None:
         """Reads what any layout of workers saved; the next step equals that of the uninterrupted run, to the bit on the same layout.
@@ -111,9 +119,16 @@ class Engine(abc.ABC):
         Raises:
             ArtifactError: it is the state of another model, or not whole.
         """
-        counts = read_held(folder, self._held())
-        self.step, self.skipped = counts["step"], counts["skipped"]
+        self._recount(read_held(folder, self._held()))
         self._loaded()
+
+    def _counts(self) -> dict[str, int]:
+        """What is the same on every worker and goes on in a resumed run."""
+        return {"step": self.step, "skipped": self.skipped}
+
+    def _recount(self, counts: Mapping[str, int]) -> None:
+        """Takes up what `_counts` told, of this engine or of another."""
+        self.step, self.skipped = counts["step"], counts["skipped"]
 
     @abc.abstractmethod
     def _held(self) -> Held:
@@ -122,9 +137,21 @@ class Engine(abc.ABC):
     def _loaded(self) -> None:
         """Brings what is computed from the float32 weights up to date."""
 
-    @abc.abstractmethod
-    def export_state_dict(self) -> "dict[str, torch.Tensor]":
-        """The whole model's weights in float32 on the host: full on rank 0, empty elsewhere. Every worker calls it."""
+    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shapes of the weights that a state holds; those that are shared are named once."""
+        named = self.module.named_parameters()
+        return {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in named if parameter.requires_grad}
+
+    def fixed_state_dict(self) -> "dict[str, torch.Tensor]":
+        """What a checkpoint of the model has and training does not change, on the host: weights in float32, and buffers. Every worker calls it."""
+        import torch
+
+        named = {name: self._whole(parameter) for name, parameter in self.module.named_parameters() if not parameter.requires_grad}
+        return {name: value.to("cpu", torch.float32) for name, value in named.items()} | {name: value.cpu() for name, value in kept_buffers(self.module).items()}
+
+    def _whole(self, parameter: "torch.nn.Parameter") -> "torch.Tensor":
+        """A parameter that training does not change."""
+        return parameter.detach()
 
 
 class TorchEngine(Engine):
@@ -173,13 +200,6 @@ class TorchEngine(Engine):
 
     def _held(self) -> Held:
         return held_whole(self.module, self._optimizer)
-
-    def export_state_dict(self) -> "dict[str, torch.Tensor]":
-        """See `Engine`."""
-        import torch
-
-        named = dict(self.module.named_parameters()) | kept_buffers(self.module)
-        return {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in named.items()}
 
 
 def to_device(batch: Batch, device: "torch.device") -> Batch:

@@ -4,19 +4,14 @@ DeepSpeed finds that factor (Micikevicius et al. 2018, https://arxiv.org/abs/171
 the update, a thousand updates without one double it. Such a dropped update is no fault of the run, and the factor is part of its state.
 """
 
-import json
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fmray.core.artifact import write_json
 from fmray.objectives import Batch
 from fmray.train.deepspeed_engine import DeepSpeedEngine
 from fmray.train.engine import Learnt, StepStats, never
-from fmray.train.storage import persist
 
-LOSS_SCALE = "loss_scale.json"
 # What of DeepSpeed's loss scaler moves.
 KEPT = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 RESCALES = "rescales"
@@ -45,17 +40,14 @@ class Fp16Engine(DeepSpeedEngine):
         self.rescales += self.rescaled
         return stats
 
-    def save(self, folder: Path) -> None:
-        """See `Engine`; the scale, which is the same on every worker, lies beside their parts."""
-        super().save(folder)
-        if self._held().rank == 0:
-            kept = {name: getattr(self._scaler, name) for name in KEPT} | {RESCALES: self.rescales}
-            persist(lambda: write_json(folder / LOSS_SCALE, kept), folder / LOSS_SCALE)
+    def _counts(self) -> dict[str, int]:
+        # A scale is a power of two, never below one.
+        return super()._counts() | {name: int(getattr(self._scaler, name)) for name in KEPT} | {RESCALES: self.rescales}
 
-    def load(self, folder: Path) -> None:
-        """See `Engine`."""
-        super().load(folder)
-        kept = json.loads((folder / LOSS_SCALE).read_text())
-        self.rescales = kept.pop(RESCALES)
-        for name, value in kept.items():
-            setattr(self._scaler, name, value)
+    def _recount(self, counts: Mapping[str, int]) -> None:
+        """A state of another precision has no scale, and finding one begins anew."""
+        super()._recount(counts)
+        self.rescales = counts.get(RESCALES, 0)
+        for name in KEPT:
+            if name in counts:
+                setattr(self._scaler, name, type(getattr(self._scaler, name))(counts[name]))

@@ -30,8 +30,7 @@ from fmray.train.worker import Place
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[int, Path], None]
-Work = Callable[[Place, Report], None]
+Work = Callable[[Place], None]
 
 RUN = "train"
 WATCH_S = 0.3
@@ -57,7 +56,7 @@ def launch(
     `max_faults_per_node` faults came from is not used again, where others have room (see `faults`).
 
     Args:
-        work: is told its place and how to report a checkpoint that lies below `folder/train`; it resumes by itself.
+        work: is told its place; it saves and resumes by itself, below `folder/train`.
         folder: shared by all nodes.
 
     Raises:
@@ -195,7 +194,7 @@ def _work_on(folder: Path, work: Work) -> None:
     try:
         faults.tell_place(folder, place.rank)
         with stopping.listening(folder):
-            work(place, _report)
+            work(place)
     except Stopped as stopped:
         if place.rank == 0:
             write_json(folder / STOPPED, {"step": stopped.step})
@@ -217,15 +216,6 @@ def _all_failed(folder: Path, world_size: int) -> bool:
     while (everyone := len(list(folder.glob("failed-*.json"))) == world_size) is False and time.monotonic() < deadline:
         time.sleep(0.05)
     return everyone
-
-
-def _report(step: int, checkpoint: Path) -> None:
-    """Tells Ray Train of a checkpoint that lies in its storage already; returns when every worker has told."""
-    import ray.train
-
-    ray.train.report(
-        {"step": step}, checkpoint=ray.train.Checkpoint(str(checkpoint)), checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD
-    )
 
 
 def _revive(fault: dict[str, str]) -> FmrayError:

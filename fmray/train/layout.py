@@ -8,7 +8,9 @@ A trained parameter has its float32 weights and what AdamW keeps of it. Weights 
 built with; the random numbers of a step come from the seed and its number.
 """
 
+import functools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fmray.core.errors import ArtifactError, RunError
+from fmray.model.tensor_file import Entry, held_entry, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -76,16 +79,21 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def write_held(folder: Path, held: Held, counts: Mapping[str, int]) -> None:
-    """Writes this worker's file of a state. `counts` are the engine's own: `step`, and of these `skipped` that were not applied, if it has such.
+@dataclass(frozen=True)
+class Part:
+    """This worker's part of a state: flat tensors that are still those that train, and what is told beside them."""
+
+    rank: int
+    tensors: dict[str, "torch.Tensor"]
+    metadata: dict[str, str]
+
+
+def part_of(held: Held, counts: Mapping[str, int]) -> Part:
+    """What this worker writes of a state. `counts` are the engine's own: `step`, and of these `skipped` that were not applied, if it has such.
 
     Raises:
         RunError: the optimizer keeps something that does not belong to single weights.
-        OSError: the storage refuses the file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     pieces = [piece for piece in held.pieces if not held.replicated or piece.tensor % held.world_size == held.rank]
     tensors, numbers = {}, dict[str, float]()
     for i in sorted({piece.tensor for piece in pieces}):
@@ -103,12 +111,16 @@ def write_held(folder: Path, held: Held, counts: Mapping[str, int]) -> None:
     if held.rank == 0:
         tensors |= {f"{BUFFER}.{name}": value for name, value in held.buffers.items()}
     head = {"format": FORMAT, "counts": dict(counts), "world_size": held.world_size, "numbers": numbers, "pieces": pieces}
-    plain = {name: value.detach().cpu().contiguous().view(-1) for name, value in tensors.items()}
-    try:
-        save_file(plain, folder / rank_file(held.rank), metadata={"fmray": json.dumps(head)})
-    except SafetensorError as error:
-        # Its own error says no more of a full disk than its text.
-        raise OSError(str(error)) from error
+    return Part(held.rank, {name: value.detach().reshape(-1) for name, value in tensors.items()}, {"fmray": json.dumps(head)})
+
+
+def write_part(folder: Path, part: Part) -> str:
+    """Writes a worker's file of a state, flushed to the device; its sha256.
+
+    Raises:
+        OSError: the storage refuses the file.
+    """
+    return write_tensors(folder / rank_file(part.rank), [held_entry(name, tensor) for name, tensor in part.tensors.items()], part.metadata)
 
 
 def _is_number(key: str, value: Any, tensor: "torch.Tensor") -> bool:
@@ -127,8 +139,7 @@ def read_held(folder: Path, held: Held) -> dict[str, int]:
     """
     import torch
 
-    with ExitStack() as stack, torch.no_grad():
-        saved = _Saved(folder, stack)
+    with Saved(folder) as saved, torch.no_grad():
         for i, (tensor, state) in enumerate(zip(held.tensors, held.states, strict=True)):
             state.clear()
             for key, dtype in saved.state_dtypes.items():
@@ -145,11 +156,16 @@ def read_held(folder: Path, held: Held) -> dict[str, int]:
     return saved.counts
 
 
-class _Saved:
+class Saved:
     """The files of a state, and where each parameter lies in them."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self._folder, self._stack = folder, stack
+    def __init__(self, folder: Path) -> None:
+        """Opens the files.
+
+        Raises:
+            ArtifactError: one of them is missing or no part of a state.
+        """
+        self._folder, self._stack = folder, ExitStack()
         self._files, heads = list[Any](), list[dict[str, Any]]()
         self._open(0, heads)
         for rank in range(1, heads[0]["world_size"]):
@@ -168,6 +184,12 @@ class _Saved:
         self.state_dtypes: dict[str, torch.dtype] = {
             key: file.get_slice(name)[:1].dtype for name, file in names.items() if (key := name.partition(".")[2]) != WEIGHT
         }
+
+    def __enter__(self) -> "Saved":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def _open(self, rank: int, heads: list[dict[str, Any]]) -> None:
         from safetensors import SafetensorError, safe_open
@@ -204,3 +226,15 @@ class _Saved:
         except SafetensorError:
             raise ArtifactError(f"holds no buffer {name}", where=str(self._folder), todo="it is not of this model") from None
         return found
+
+    def entries(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Entry]:
+        """The trained weights of the model, of these whole shapes: in float32, each read when its turn comes to be written."""
+        import torch
+
+        def read(name: str) -> torch.Tensor:
+            n = math.prod(shapes[name])
+            weights = torch.empty(n, dtype=torch.float32)
+            self.fill(weights, WEIGHT, Piece(name, n, 0, n, 0, 0))
+            return weights
+
+        return [Entry(name, torch.float32, shape, functools.partial(read, name)) for name, shape in shapes.items()]

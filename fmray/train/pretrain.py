@@ -29,6 +29,7 @@ from fmray.train.layout import rank_file
 from fmray.train.metrics import METRICS, loss_points, read_metrics
 from fmray.train.overrides import check_overrides
 from fmray.train.plan import plan
+from fmray.train.remote import RemoteStates
 from fmray.train.seen import check_profile, figures_seen, seen
 from fmray.train.state import latest_state, prune_states
 from fmray.train.trackers import TrackedRun
@@ -65,6 +66,9 @@ def pretrain(
         RunError: workers were lost too often, or the loss is not finite.
     """
     job = _job(config, dataset, out, previous, init)
+    if job.remote is not None:
+        out.progress(f"looking for states at {job.remote}")
+        RemoteStates(job.remote).fetch(job.states)
     for states in (job.states, job.previous):
         _check_readable(states)
     begun, fresh = time.time(), latest_state(job.states) is None
@@ -87,7 +91,7 @@ def pretrain(
             # Refused input leaves nothing behind; what shows only after steps were saved is a fault of the run, and they are kept.
             raise RunError(error.what, where=error.where, todo=error.todo) from error
         raise
-    prune_states(job.states, keep=1)
+    prune_states(job.states, config.keep_checkpoints.model_copy(update={"last": 1}).steps)
     read = _check_ledger(job, dataset.payload.n_rows, previous) if config.ledger else {}
     return _checkpoint(job, out, previous, init, begun, read, tracking.notes)
 
@@ -127,6 +131,7 @@ def _job(
         config=config, model=model, dataset=dataset.path, vocab_size=data.vocab_size, seq_len=data.seq_len, positions=_positions(model, init, data), special_ids=data.special_ids, out=out.path,
         states=out.work / RUN, first_step=first_step, last_step=first_step + config.total_steps(data.n_rows),
         previous=previous.path / "work" / RUN if previous is not None else None, init=init.path if init is not None else None,
+        remote=f"{config.states}/{out.name}-{out.fingerprint[:16]}" if config.states is not None else None,
     )  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """What resumes a run: the engine's sharded state, hashed, in a folder that counts only once its `state.json` is written."""
 
 import logging
+import os
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,7 +20,8 @@ STATE = "state.json"
 class TrainState(BaseModel):
     """Where a run stood after `step` optimizer steps, and the layout of workers that wrote it, which need not be the one that reads it.
 
-    `engine` says which engine and sharding wrote the files; `files` maps each one to its sha256.
+    `engine` says which engine and sharding wrote the files; `files` maps each one to its sha256. `metrics` are those of the steps since
+    the state before it; `written_at` is the time (seconds since 1970) at which it counted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +31,8 @@ class TrainState(BaseModel):
     engine: str
     world_size: int
     files: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+    written_at: float = 0.0
 
 
 def state_folder(root: Path, step: int) -> Path:
@@ -36,10 +41,18 @@ def state_folder(root: Path, step: int) -> Path:
 
 
 def commit_state(folder: Path, state: TrainState) -> None:
-    """Makes a folder that all workers have written count, by hashing its files and writing `state.json` last."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != STATE)
-    whole = state.model_copy(update={"files": {name: sha256_file(folder / name) for name in names}})
-    write_json(folder / STATE, whole.model_dump(mode="json"))
+    """Makes a folder count in which every file of `state.files` lies, by writing `state.json` last."""
+    write_json(folder / STATE, state.model_dump(mode="json"))
+    flush_folder(folder)
+
+
+def flush_folder(folder: Path) -> None:
+    """Brings the names in a folder to the device; what lies in the files is flushed by who writes them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_state(folder: Path) -> TrainState | None:
@@ -78,8 +91,22 @@ def last_good_state(root: Path) -> tuple[Path, TrainState] | None:
     return None
 
 
-def prune_states(root: Path, keep: int) -> None:
-    """Removes all but the newest `keep` complete states, and every torn one. No worker may be writing."""
-    complete = [folder for folder in sorted(root.glob("step-*"), reverse=True) if read_state(folder) is not None]
-    for folder in set(root.glob("step-*")) - set(complete[:keep]):
-        shutil.rmtree(folder)
+def whole_states(root: Path) -> dict[Path, TrainState]:
+    """Every complete state below `root`, without looking into its files."""
+    return {folder: state for folder in sorted(root.glob("step-*")) if (state := read_state(folder)) is not None}
+
+
+def prune_states(root: Path, steps: Callable[[Iterable[TrainState]], set[int]], *, before: int | None = None) -> None:
+    """Removes the complete states whose steps are not among `steps` of them, and every torn one.
+
+    Args:
+        before: only folders of earlier steps are touched, for workers may be writing later ones; None when no worker writes.
+    """
+    whole = whole_states(root)
+    kept = steps(whole.values())
+    for folder in root.glob("step-*"):
+        old = before is None or folder < state_folder(root, before)
+        if old and not (folder in whole and whole[folder].step in kept):
+            # First what makes it count: a state that is half removed must not look like a damaged one.
+            (folder / STATE).unlink(missing_ok=True)
+            shutil.rmtree(folder)

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
-def persist(write: Callable[[], object], where: Path) -> None:
+def persist(write: Callable[[], object], where: Path | str) -> None:
     """Calls `write` until it succeeds. It must begin anew each time, as opening a file for writing does.
 
     torch tells a full disk as a RuntimeError without a code, so within a write that counts as a fault of the storage too.

@@ -23,6 +23,8 @@ class Watching:
     ) -> None:
         self._engine, self._log, self._clock, self._held_out, self._profiler = engine, log, clock, held_out, profiler
         self._last_step, self._hold = last_step, hold
+        # The held-out loss that was measured last, where one was.
+        self.eval_loss: float | None = None
 
     @contextlib.contextmanager
     def over(self, batches: Iterable[Step]) -> Iterator[Iterator[Step]]:
@@ -56,7 +58,8 @@ class Watching:
         begun = time.monotonic()
         loss = self._held_out.loss(self._engine)
         # JSON knows no NaN.
-        return {"eval_loss": loss if math.isfinite(loss) else None, "eval_s": round(time.monotonic() - begun, 4)}
+        self.eval_loss = loss if math.isfinite(loss) else None
+        return {"eval_loss": self.eval_loss, "eval_s": round(time.monotonic() - begun, 4)}
 
     @staticmethod
     def _noted(fault: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What one training worker does: build, resume, train, save, export. It runs inside Ray Train."""
 
 import resource
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from fmray.model.checkpoint import count_weights
 from fmray.model.export import save_model
 from fmray.model.flops import flops_per_token
 from fmray.model.positions import position_offset
+from fmray.model.tensor_file import held_entry
 from fmray.objectives import Setting, setting_for
 from fmray.train import stopping
 from fmray.train.batches import recorded, row_batches
@@ -27,17 +29,22 @@ from fmray.train.engine import Engine, StepStats, TorchEngine
 from fmray.train.equip import equip
 from fmray.train.evaluation import HeldOut
 from fmray.train.fp16 import Fp16Engine
+from fmray.train.layout import Saved
 from fmray.train.loop import train
 from fmray.train.metrics import METRICS, Meter, MetricsLog, Waited
 from fmray.train.nonfinite import Heard, NonfiniteGuard
 from fmray.train.profiling import PROFILE, Profiler
 from fmray.train.ranks import RANKS, RankClock, rank_path
-from fmray.train.state import TrainState, commit_state, last_good_state, prune_states, state_folder
+from fmray.train.remote import RemoteStates
+from fmray.train.retention import EVAL_LOSS, Since
+from fmray.train.saving import StateWriter
+from fmray.train.state import TrainState, last_good_state, prune_states, state_folder
 from fmray.train.storage import persist
 from fmray.train.watchdog import HANGS, Watchdog, next_hang
 from fmray.train.watching import Watching
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 SUMMARY = "summary.json"
@@ -49,7 +56,8 @@ class PretrainJob:
 
     `model` is the config's, fitted to the dataset's images; a row has `seq_len` tokens and `positions` that are trained on (both are
     the same for text). `first_step` is where this round begins (0 in the first), `last_step` where it ends. `previous` is the folder of
-    states whose last one it begins from, `init` a Hugging Face directory whose weights it begins from.
+    states whose last one it begins from, `init` a Hugging Face directory whose weights it begins from. `remote` is the URI that states are
+    copied to as well.
     """
 
     config: PretrainConfig
@@ -65,6 +73,7 @@ class PretrainJob:
     last_step: int
     previous: Path | None
     init: Path | None
+    remote: str | None = None
 
     @property
     def ledger(self) -> Path:
@@ -136,10 +145,8 @@ def engine_name(config: PretrainConfig) -> str:
     return f"torch {config.precision}" if config.engine == "torch" else f"deepspeed zero {config.zero.stage} {config.precision}"
 
 
-def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path], None]) -> None:
+def run_pretraining(job: PretrainJob, place: Place) -> None:
     """Trains from the last good state (of this run, of the previous round, or none) to the last step, and exports the model.
-
-    `report` is called by every worker when its part of a state is written; it returns once all have called it.
 
     Raises:
         Stopped: a worker was asked to stop, and the state of this step is written.
@@ -151,7 +158,8 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     config = job.config
     torch.set_num_threads(config.cpus_per_worker)
     engine = build_engine(job, place)
-    cursor, attempt = _resume(job, place, engine)
+    cursor, attempt, name = _resume(job, place, engine)
+    since = Since()
     reader = TokenReader(job.dataset, "train", config.seed, config.global_batch_size)
     ledger = _ledger(job, place, attempt, engine.step, reader.n_rows) if config.ledger else None
     hangs = next_hang(job.out / "work" / HANGS, rank=place.rank, world_size=place.world_size)
@@ -162,11 +170,14 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     def on_step(step: int, stats: StepStats, behind: Cursor) -> None:
         watchdog.finished(step)
         watching.finished(step, stats)
+        since.add(stats)
+        writer.check()
         if step % config.checkpoint_every_steps == 0 or step == job.last_step or stats.stop:
             with watchdog.saving():
                 if ledger is not None:
                     persist(ledger.sync, job.ledger)
-                _save(job, place, engine, behind, report)
+                state = TrainState(step=step, cursor=behind, engine=engine_name(config), world_size=place.world_size, metrics=since.take() | ({} if watching.eval_loss is None else {EVAL_LOSS: watching.eval_loss}))
+                writer.save(engine, state, wait=stats.stop or step == job.last_step)
             watching.saved()
 
     module: Any = engine.module
@@ -175,16 +186,16 @@ def run_pretraining(job: PretrainJob, place: Place, report: Callable[[int, Path]
     rows = row_batches(reader, config.objective, setting, cursor, rank=place.rank, world_size=place.world_size, micro_batch_size=config.rows_per_pass)
     heard = Heard(config.objective, config.grad_accum_steps)
     guard = NonfiniteGuard(config.nonfinite, engine, job.out / "work" / "nonfinite", place.rank, heard if place.world_size > 1 else None)
-    with closing(rows), watchdog:
+    with closing(rows), _writer(job, place, name) as writer, watchdog:
         waited = Waited(rows if ledger is None else recorded(rows, ledger, cursor, engine.step))
         watching = _watching(job, place, engine, hf_config, setting, waited, watchdog)
         with watching.over(watchdog.watched(waited)) as batches:
             train(engine, heard, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard, stop_asked=stopping.asked)
     if engine.step < job.last_step:
         raise stopping.Stopped(engine.step)
-    weights = engine.export_state_dict()
+    fixed = engine.fixed_state_dict()
     if place.rank == 0:
-        save_model(job.out, engine.module, weights, job.init or (job.dataset / "tokenizer" if job.vocab_size else None))
+        _export(job, engine, fixed)
         _summarise(job, engine)
 
 
@@ -195,6 +206,21 @@ def _watching(job: PretrainJob, place: Place, engine: Engine, hf_config: Mapping
     held_out = HeldOut(config, job.dataset, setting, rank=place.rank, world_size=place.world_size)
     profiler = Profiler(config.profile, work / PROFILE, rank=place.rank, first_step=job.first_step, use_gpu=config.use_gpu)
     return Watching(engine, log, clock, held_out, profiler, last_step=job.last_step, hold=watchdog.saving)
+
+
+def _writer(job: PretrainJob, place: Place, attempt: str) -> StateWriter:
+    config, remote = job.config, RemoteStates(job.remote) if job.remote is not None else None
+    return StateWriter(
+        job.states, rank=place.rank, world_size=place.world_size, attempt=attempt, keep=config.keep_checkpoints,
+        asynchronous=config.checkpoint_async, remote=remote,
+    )  # fmt: skip
+
+
+def _export(job: PretrainJob, engine: Engine, fixed: "Mapping[str, torch.Tensor]") -> None:
+    """Writes the model from the last state, one tensor after the other: no worker ever holds all of its weights for that."""
+    with Saved(state_folder(job.states, engine.step)) as saved:
+        entries = saved.entries(engine.trained_shapes()) + [held_entry(name, tensor) for name, tensor in fixed.items()]
+        save_model(job.out, engine.module, entries, job.init or (job.dataset / "tokenizer" if job.vocab_size else None))
 
 
 def _log(job: PretrainJob, place: Place, engine: Engine, hf_config: Mapping[str, Any], waited_s: Callable[[], float]) -> MetricsLog:
@@ -219,35 +245,25 @@ def _ledger(job: PretrainJob, place: Place, attempt: int, step: int, n_rows: int
     return LedgerWriter(job.ledger, attempt=attempt, rank=place.rank, world_size=place.world_size, from_step=step, n_rows=n_rows)
 
 
-def _resume(job: PretrainJob, place: Place, engine: Engine) -> tuple[Cursor, int]:
-    """Loads the state that rank 0 finds good on every worker; the cursor to read from, and which attempt of the ledger this is."""
+def _resume(job: PretrainJob, place: Place, engine: Engine) -> tuple[Cursor, int, str]:
+    """Loads the state that rank 0 finds good on every worker; the cursor to read from, which attempt of the ledger this is, and a name for it."""
     import torch
 
-    found: list[Any] = [None, 0]
+    found: list[Any] = [None, 0, ""]
     if place.rank == 0:
-        prune_states(job.states, keep=job.config.keep_checkpoints)
-        found = [last_good_state(job.states) or (last_good_state(job.previous) if job.previous else None), next_attempt(job.ledger)]
+        prune_states(job.states, job.config.keep_checkpoints.steps)
+        good = last_good_state(job.states) or (last_good_state(job.previous) if job.previous else None)
+        found = [good, next_attempt(job.ledger), uuid.uuid4().hex]
     if place.world_size > 1:
         torch.distributed.broadcast_object_list(found, src=0)
-    good, attempt = found
+    good, attempt, name = found
     if good is None:
-        return Cursor(epoch=0, row=0), attempt
+        return Cursor(epoch=0, row=0), attempt, name
     folder, state = good
     engine.load(folder)
     if engine.step != state.step:
         raise ArtifactError(f"holds step {engine.step}, not {state.step} as its state.json says", where=str(folder))
-    return state.cursor, attempt
-
-
-def _save(job: PretrainJob, place: Place, engine: Engine, cursor: Cursor, report: Callable[[int, Path], None]) -> None:
-    folder = state_folder(job.states, engine.step)
-    persist(lambda: folder.mkdir(parents=True, exist_ok=True), folder)
-    engine.save(folder)
-    report(engine.step, folder)
-    if place.rank == 0:
-        state = TrainState(step=engine.step, cursor=cursor, engine=engine_name(job.config), world_size=place.world_size)
-        persist(lambda: commit_state(folder, state), folder)
-        prune_states(job.states, keep=job.config.keep_checkpoints)
+    return state.cursor, attempt, name
 
 
 def _summarise(job: PretrainJob, engine: Engine) -> None:

@@ -18,6 +18,7 @@ import pytest
 from fmray.core.errors import DataError
 from fmray.data.sources import Counts
 from tests.data.reading import assert_refused, one_line, read, skipped, source, texts
+from tests.s3 import Bucket, at
 
 LINES = [json.dumps({"text": f"document {n}"}) + "\n" for n in range(200)]
 
@@ -28,57 +29,17 @@ def parquet(n: int) -> bytes:
     return out.getvalue()
 
 
-class Store:
-    """A bucket `corpus` in a server of its own."""
-
-    def __init__(self, url: str) -> None:
-        import boto3
-
-        self.url = url
-        self.client = boto3.client("s3", endpoint_url=url)
-        self.client.create_bucket(Bucket="corpus")
-
-    def put(self, key: str, content: bytes) -> None:
-        self.client.put_object(Bucket="corpus", Key=key, Body=content)
-
-    def delete(self, key: str) -> None:
-        self.client.delete_object(Bucket="corpus", Key=key)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of a server that every test of the module shares."""
-    moto = pytest.importorskip("moto.server")
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
-
-
 @pytest.fixture
-def store(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    settings = {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-    made = Store(server)
+def store(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    at(s3_server, monkeypatch)
+    made = Bucket(s3_server, "corpus")
     made.put("run/a.jsonl", "".join(LINES[:100]).encode())
     made.put("run/deep/b.jsonl.gz", gzip.compress("".join(LINES[100:]).encode()))
     made.put("run/.hidden/c.jsonl", b"{}")
     made.put("run/rows.parquet", parquet(50))
     made.put("run/notes with space.txt", b"one\n\ntwo")
     yield made
-    found = made.client.list_objects_v2(Bucket="corpus").get("Contents", [])
-    for entry in found:
-        made.delete(entry["Key"])
-    made.client.delete_bucket(Bucket="corpus")
+    made.remove()
 
 
 ALL = [json.loads(line)["text"] for line in LINES]
@@ -96,18 +57,18 @@ ALL = [json.loads(line)["text"] for line in LINES]
         ("*/a.jsonl", ALL[:100]),
     ],
 )
-def test_prefixes_globs_and_objects(store: Store, pattern: str, expected: list[str]) -> None:
+def test_prefixes_globs_and_objects(store: Bucket, pattern: str, expected: list[str]) -> None:
     assert texts(source(type="jsonl", path=f"s3://corpus/{pattern}")) == expected
 
 
-def test_a_whole_bucket_parquet_and_keys_with_spaces(store: Store) -> None:
+def test_a_whole_bucket_parquet_and_keys_with_spaces(store: Bucket) -> None:
     assert texts(source(type="jsonl", path="s3://corpus")) == ALL
     assert texts(source(type="parquet", path="s3://corpus/run")) == [f"row {n}" for n in range(50)]
     assert texts(source(type="text", path="s3://corpus/run/notes with space.txt")) == ["one", "two"]
     assert texts(source(type="text", path="s3://corpus/run", documents="file")) == ["one\n\ntwo"]
 
 
-def test_large_objects_are_read_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_objects_are_read_in_parts(store: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fmray.data.sources._files.SMALLEST_PART", 1000)
     made = source(type="jsonl", path="s3://corpus/run/a.jsonl")
     assert len(made.partitions()) > 2
@@ -117,7 +78,7 @@ def test_large_objects_are_read_in_parts(store: Store, monkeypatch: pytest.Monke
     assert texts(source(type="parquet", path="s3://corpus/large")) == [f"row {n}" for n in range(500)]
 
 
-def test_pictures_and_saved_datasets(store: Store) -> None:
+def test_pictures_and_saved_datasets(store: Bucket) -> None:
     import numpy as np
     from PIL import Image
 
@@ -135,7 +96,7 @@ def test_pictures_and_saved_datasets(store: Store) -> None:
     assert texts(source(type="hf_dataset", path="s3://corpus/saved")) == ["a", "b"]
 
 
-def test_identity_is_the_stores_content_tag_without_its_place(store: Store) -> None:
+def test_identity_is_the_stores_content_tag_without_its_place(store: Bucket) -> None:
     made = source(type="jsonl", path="s3://corpus/run")
     before = made.identity()
     assert "corpus" not in json.dumps(before)
@@ -147,7 +108,7 @@ def test_identity_is_the_stores_content_tag_without_its_place(store: Store) -> N
     assert made.identity() != before
 
 
-def test_partitions_are_small_and_read_in_another_process(store: Store, tmp_path: Path) -> None:
+def test_partitions_are_small_and_read_in_another_process(store: Bucket, tmp_path: Path) -> None:
     parts = source(type="jsonl", path="s3://corpus/run").partitions()
     assert max(len(pickle.dumps(part)) for part in parts) < 2000
     (tmp_path / "parts").write_bytes(pickle.dumps(parts))
@@ -178,7 +139,7 @@ def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
         ("https://example.org/x.txt", "cannot be opened"),
     ],
 )
-def test_what_is_not_there_is_one_line_at_once(store: Store, uri: str, message: str) -> None:
+def test_what_is_not_there_is_one_line_at_once(store: Bucket, uri: str, message: str) -> None:
     started = time.monotonic()
     line = assert_refused(source(type="text", path=uri), message)
     assert uri.split("/")[2] in line
@@ -191,7 +152,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_a_key_that_vanishes_between_listing_and_reading(store: Store, kind: str) -> None:
+def test_a_key_that_vanishes_between_listing_and_reading(store: Bucket, kind: str) -> None:
     name = "a.jsonl" if kind == "jsonl" else "rows.parquet"
     store.put(f"run/z-{name}", b'{"text": "last"}' if kind == "jsonl" else parquet(1))
     made = source(type=kind, path="s3://corpus/run")
@@ -210,7 +171,7 @@ def test_a_key_that_vanishes_between_listing_and_reading(store: Store, kind: str
     assert documents[-1]["text"] == ("last" if kind == "jsonl" else "row 0")
 
 
-def test_damaged_objects_are_told_from_a_store_that_fails(store: Store) -> None:
+def test_damaged_objects_are_told_from_a_store_that_fails(store: Bucket) -> None:
     store.put("run/bad.jsonl.gz", gzip.compress("".join(LINES).encode())[:200])
     line = assert_refused(source(type="jsonl", path="s3://corpus/run"), "s3://corpus/run/bad.jsonl.gz", "is not whole gzip data")
     assert "cannot be read" not in line

@@ -17,7 +17,7 @@ from fmray.core.errors import RunError
 from fmray.train.faults import read_faults
 from fmray.train.metrics import METRICS, read_metrics
 from fmray.train.pretrain import LEDGER
-from fmray.train.state import STATE, last_good_state, state_folder
+from fmray.train.state import STATE, last_good_state, read_state, state_folder
 from fmray.train.watchdog import VERDICT
 from tests.distributed.running import after_steps, curve, pretrain, workers
 from tests.train.dataset import token_dataset
@@ -123,11 +123,19 @@ def limit_files(process, size):
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
+def await_whole(root, step):
+    """Returns once the state of that step counts, which is written while training goes on."""
+    deadline = time.monotonic() + 60
+    while read_state(state_folder(root / "work" / "train", step)) is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 @pytest.mark.slow
 def test_a_storage_that_is_full_for_a_moment_costs_no_step(quiet, dataset, tmp_path):
     root = tmp_path / "base"
 
     def fill():
+        await_whole(root, 10)
         full = workers()
         for process in full:
             limit_files(process, 100_000)
@@ -146,7 +154,13 @@ def test_a_storage_that_is_full_for_a_moment_costs_no_step(quiet, dataset, tmp_p
 @pytest.mark.slow
 def test_a_storage_that_stays_full_stops_with_the_last_state_whole(quiet, dataset, tmp_path):
     root = tmp_path / "base"
-    after = after_steps(root, 11, lambda: [limit_files(process, 100_000) for process in workers()])
+
+    def fill():
+        await_whole(root, 10)
+        for process in workers():
+            limit_files(process, 100_000)
+
+    after = after_steps(root, 11, fill)
     with pytest.raises(RunError, match=r"step-000000020\S+: cannot be written, in 6 attempts over 31 s .*the last whole state, which is untouched") as error:
         pretrain(root, dataset)
     assert "\n" not in str(error.value)

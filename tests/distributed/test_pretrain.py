@@ -98,7 +98,7 @@ def test_an_attempt_that_failed_goes_on_from_its_last_whole_state_on_other_worke
     root = tmp_path / "base"
     killed_at = kill_a_worker_after(root, 24)
     with pytest.raises(RunError, match=r"worker was lost more than max_failures=0 times.*goes on from the last checkpoint") as error:
-        pretrain(root, dataset, max_failures=0, ledger=True)
+        pretrain(root, dataset, max_failures=0, ledger=True, checkpoint_async=False)
     assert "\n" not in str(error.value)
     reached = killed_at()
     # What a kill in the middle of a save leaves: a folder without its state.json.

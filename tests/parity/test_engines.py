@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fmray.model.export import save_model
+from fmray.model.tensor_file import held_entry
 from tests.parity.workers import OBJECTIVE, SEQ_LEN, Case, model, run
 from tests.train.rows import packed_rows
 from tests.train.tiny import save_decoder
@@ -126,7 +127,7 @@ def test_every_stage_exports_precise_weights_that_open_with_the_same_loss(two, n
     assert all(value.dtype == torch.float32 for value in result["weights"].values())
     save_decoder(tmp_path / "tokenizer", max_positions=SEQ_LEN)
     (tmp_path / "model").mkdir()
-    save_model(tmp_path / "model", shell, result["weights"], tmp_path / "tokenizer")
+    save_model(tmp_path / "model", shell, [held_entry(*item) for item in result["weights"].items()], tmp_path / "tokenizer")
     saved = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(saved[key], value) for key, value in result["weights"].items())
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "model")

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from fmray.core.cursor import Cursor
 from fmray.train.deepspeed_engine import prepare_process
 from fmray.train.loop import train
-from tests.parity.workers import OBJECTIVE, Case, batches, engine
+from tests.parity.workers import OBJECTIVE, Case, batches, engine, exported
 
 # What is wrong with a batch: the loss and so the gradients; the loss alone; the gradients alone.
 FAULTS = ("nan", "infinite_loss", "nan_gradient")
@@ -51,8 +51,8 @@ def given(case, rank, world_size, order):
         yield parts, Cursor()
 
 
-def curve(case, rank, world_size, order, folder=None):
-    """Steps that were applied (loss, norm, lr), the faults of the others, and the exported weights."""
+def curve(case, rank, world_size, order, last, folder=None):
+    """Steps that were applied (loss, norm, lr), the faults of the others, and the weights exported by way of the folder `last`."""
     running, told, faults = engine(case, world_size), [], []
     on_step = lambda step, stats, cursor: told.append((stats.loss, stats.grad_norm, stats.lr)) if stats.applied else None  # noqa: E731
     train(running, Poisoned(), given(case, rank, world_size, order), max_steps=len(order), seed=0, on_step=on_step, on_nonfinite=lambda stats, *_: faults.append(stats.fault))
@@ -64,7 +64,7 @@ def curve(case, rank, world_size, order, folder=None):
         again = engine(case, world_size)
         again.load(folder)
         assert (again.step, again.skipped) == (running.step, running.skipped)
-    weights = running.export_state_dict()
+    weights = exported(running, last, rank, world_size)
     return told, faults, sum(value.double().abs().sum().item() for value in weights.values())
 
 
@@ -74,7 +74,7 @@ def _process(rank: int, world_size: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     prepare_process(local_world_size=world_size, use_gpu=False)
     clean = [item for item in ORDER if isinstance(item, int)]
-    found = {case.name: [curve(case, rank, world_size, order) for order in (ORDER, clean)] for case in CASES}
+    found = {case.name: [curve(case, rank, world_size, order, Path(folder, f"{case.name}-{len(order)}")) for order in (ORDER, clean)] for case in CASES}
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -101,6 +101,6 @@ def test_what_follows_is_as_if_the_bad_batches_were_not_there(found, name):
 
 def test_the_same_holds_for_plain_torch(tmp_path):
     case = Case("torch", engine="torch", precision="bf16", micro_batch_size=4)
-    told, faults, weights = curve(case, 0, 1, ORDER, tmp_path / "state")
-    assert (told, [], weights) == curve(case, 0, 1, [item for item in ORDER if isinstance(item, int)])
+    told, faults, weights = curve(case, 0, 1, ORDER, tmp_path / "last", tmp_path / "state")
+    assert (told, [], weights) == curve(case, 0, 1, [item for item in ORDER if isinstance(item, int)], tmp_path / "clean")
     assert [fault for fault in faults if "loss" in fault] == ["the loss is inf", "the loss is nan", "the loss is inf"]

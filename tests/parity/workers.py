@@ -16,6 +16,7 @@ from fmray.objectives.causal_lm import CausalLM
 from fmray.train.deepspeed_engine import DeepSpeedEngine, Zero, deepspeed_config, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
 from fmray.train.equip import equip
+from fmray.train.layout import Saved
 from fmray.train.loop import Step, train
 from fmray.train.optim import Optim
 from tests.train.rows import VOCAB, packed_rows
@@ -108,10 +109,20 @@ def _run_case(case: Case, rank: int, world_size: int, folder: Path) -> dict[str,
     train(running, OBJECTIVE, batches(case, rank, world_size, running.step), max_steps=case.steps, seed=0, on_step=on_step)
     if case.save:
         _save(running, folder / f"{case.name}-state", world_size)
-    weights = running.export_state_dict()
+    weights = exported(running, folder / f"{case.name}-last", rank, world_size)
     if rank == 0:
         torch.save(weights, folder / f"{case.name}.pt")
     return {"losses": losses, "norms": norms}
+
+
+def exported(running: Engine, folder: Path, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """What a run exports, read from the state that it leaves in `folder`: the whole model on rank 0, nothing elsewhere."""
+    fixed = running.fixed_state_dict()
+    _save(running, folder, world_size)
+    if rank:
+        return {}
+    with Saved(folder) as saved:
+        return {entry.name: entry.read().view(entry.shape) for entry in saved.entries(running.trained_shapes())} | fixed
 
 
 def _save(running: Engine, folder: Path, world_size: int) -> Path:

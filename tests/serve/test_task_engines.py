@@ -67,7 +67,7 @@ def test_an_answer_is_a_span_of_the_context_in_any_window(tmp_path: Path) -> Non
     assert isinstance(exact, Answered)
     encoded = AutoTokenizer.from_pretrained(tmp_path)("the fox", short, return_tensors="pt")
     with torch.no_grad():
-        out = model(input_ids=encoded["input_ids"], token_type_ids=encoded["token_type_ids"])
+        out = model(**encoded)
     # [CLS] the fox [SEP] stand before the words of the passage.
     spans = {(i, j): float(out.start_logits[0, 4 + i] + out.end_logits[0, 4 + j]) for i in range(9) for j in range(i, 9)}
     first, last = max(spans, key=spans.__getitem__)

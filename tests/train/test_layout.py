@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from fmray.core.errors import ArtifactError, RunError
-from fmray.train.layout import Held, Piece, rank_file, read_held, write_held
+from fmray.train.layout import Held, Piece, part_of, rank_file, read_held, write_part
 
 COUNTS = {"step": 3, "skipped": 1}
 
@@ -30,7 +30,7 @@ def held(world_size, rank, *, fill=True, numel=(10, 3), padding=2):
 
 def write(folder, world_size, **options):
     for rank in range(world_size):
-        write_held(folder, held(world_size, rank, **options), COUNTS)
+        write_part(folder, part_of(held(world_size, rank, **options), COUNTS))
 
 
 @pytest.mark.parametrize(("wrote", "reads"), [(1, 3), (3, 1), (5, 3), (3, 5), (15, 1)])
@@ -63,7 +63,7 @@ def test_workers_that_hold_everything_write_it_once(tmp_path):
         return Held(tensors, [{"step": torch.tensor(1.0), "exp_avg": t + 1} for t in tensors], [Piece(f"p{i}", 8, 0, 8, i, 0) for i in range(3)], {}, rank, 2, True)
 
     for rank in range(2):
-        write_held(tmp_path, whole(rank), COUNTS)
+        write_part(tmp_path, part_of(whole(rank), COUNTS))
     names = []
     for rank in range(2):
         with safe_open(tmp_path / rank_file(rank), "pt") as file:
@@ -93,7 +93,7 @@ def test_another_model_is_refused(tmp_path):
 
 def test_a_storage_that_refuses_is_told_as_such(tmp_path):
     with pytest.raises(OSError, match="No such file or directory"):
-        write_held(tmp_path / "away", held(1, 0), COUNTS)
+        write_part(tmp_path / "away", part_of(held(1, 0), COUNTS))
 
 
 def test_what_is_not_whole_is_refused(tmp_path):
@@ -119,12 +119,12 @@ def test_an_optimizer_that_keeps_more_than_numbers_by_weight_is_refused(tmp_path
     odd = held(1, 0)
     odd.states[0]["factors"] = torch.zeros(4)
     with pytest.raises(RunError, match="the optimizer's `factors` does not belong to single weights"):
-        write_held(tmp_path, odd, COUNTS)
+        write_part(tmp_path, part_of(odd, COUNTS))
     odd.states[0].clear()
     with pytest.raises(RunError, match="state of a, b is not where fmray could save it"):
-        write_held(tmp_path, odd, COUNTS)
+        write_part(tmp_path, part_of(odd, COUNTS))
     for nothing_applied in ({"step": 0}, {"step": 2, "skipped": 2}):
-        write_held(tmp_path, odd, nothing_applied)
+        write_part(tmp_path, part_of(odd, nothing_applied))
     fresh = held(1, 0)
     read_held(tmp_path, fresh)
     assert fresh.states == [{}]

@@ -2,8 +2,10 @@
 
 import pytest
 
+from fmray.core.artifact import sha256_file
 from fmray.core.cursor import Cursor
 from fmray.core.errors import ArtifactError
+from fmray.train.retention import Keep
 from fmray.train.state import (
     STATE,
     TrainState,
@@ -16,12 +18,13 @@ from fmray.train.state import (
 )
 
 
-def write(root, step, *, commit=True):
+def write(root, step, *, commit=True, **told):
     folder = state_folder(root, step)
     (folder / "deepspeed").mkdir(parents=True)
     (folder / "deepspeed" / "rank0.pt").write_bytes(b"%d" % step)
     if commit:
-        commit_state(folder, TrainState(step=step, cursor=Cursor(epoch=0, row=step), engine="torch fp32", world_size=1))
+        files = {"deepspeed/rank0.pt": sha256_file(folder / "deepspeed" / "rank0.pt")}
+        commit_state(folder, TrainState(step=step, cursor=Cursor(epoch=0, row=step), engine="torch fp32", world_size=1, files=files, **told))
     return folder
 
 
@@ -62,5 +65,14 @@ def test_pruning_keeps_the_newest_whole_ones(tmp_path):
     for step in (10, 20, 30):
         write(tmp_path, step)
     write(tmp_path, 40, commit=False)
-    prune_states(tmp_path, keep=2)
+    prune_states(tmp_path, Keep(last=2).steps)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000020", "step-000000030"]
+
+
+def test_pruning_beside_workers_that_write_leaves_later_states_alone(tmp_path):
+    write(tmp_path, 10)
+    write(tmp_path, 15, commit=False)
+    write(tmp_path, 20)
+    write(tmp_path, 30, commit=False)
+    prune_states(tmp_path, Keep(last=1).steps, before=20)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000020", "step-000000030"]

@@ -8,9 +8,11 @@ import time
 import pytest
 import torch
 
+from fmray.core.artifact import sha256_file
 from fmray.core.cursor import Cursor
 from fmray.core.errors import RunError
 from fmray.train import storage
+from fmray.train.layout import rank_file
 from fmray.train.state import TrainState, commit_state, last_good_state, state_folder
 from tests.parity.workers import Case, engine
 
@@ -34,7 +36,7 @@ def save(running, root, step):
     # Steps that were all skipped leave an optimizer without moments.
     running.step = running.skipped = step
     running.save(folder)
-    commit_state(folder, TrainState(step=step, cursor=Cursor(), engine="torch fp32", world_size=1))
+    commit_state(folder, TrainState(step=step, cursor=Cursor(), engine="torch fp32", world_size=1, files={rank_file(0): sha256_file(folder / rank_file(0))}))
     return folder
 
 

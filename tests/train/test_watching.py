@@ -45,7 +45,7 @@ def job(dataset, out, last_step=7, **changes):
 
 
 def run(the_job):
-    run_pretraining(the_job, Place(0, 1, 1), lambda step, folder: None)
+    run_pretraining(the_job, Place(0, 1, 1))
     return read_metrics(the_job.out / METRICS)
 
 

@@ -1,11 +1,16 @@
 """What one worker does, in this process with plain torch: the lines that it writes while it trains."""
 
+import shutil
+
 import pytest
 
 from fmray.core.config import load_config
+from fmray.train import stopping
 from fmray.train.config import PretrainConfig
 from fmray.train.metrics import METRICS, read_metrics
+from fmray.train.remote import RemoteStates
 from fmray.train.worker import Place, PretrainJob, run_pretraining
+from tests.s3 import Bucket, at
 from tests.train.dataset import token_dataset
 
 SHAPE = {"type": "decoder", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
@@ -15,15 +20,20 @@ CONFIG = {
 }  # fmt: skip
 
 
-def test_a_step_tells_speed_mfu_waiting_stall_memory_and_what_remains(tmp_path):
-    dataset = token_dataset(tmp_path / "corpus")
-    config, payload, out = load_config(PretrainConfig, CONFIG, "base"), dataset.payload, tmp_path / "base"
+def job_of(root, **changes):
+    dataset = token_dataset(root / "corpus")
+    config, payload, out = load_config(PretrainConfig, CONFIG | changes, "base"), dataset.payload, root / "base"
     (out / "work").mkdir(parents=True)
-    job = PretrainJob(
+    return PretrainJob(
         config=config, model=config.model, dataset=dataset.path, vocab_size=payload.vocab_size, seq_len=32, positions=32, special_ids=payload.special_ids, out=out,
-        states=out / "work" / "run", first_step=0, last_step=6, previous=None, init=None,
+        states=out / "work" / "run", first_step=0, last_step=config.max_steps, previous=None, init=None, remote=config.states,
     )  # fmt: skip
-    run_pretraining(job, Place(0, 1, 1), lambda step, folder: None)
+
+
+def test_a_step_tells_speed_mfu_waiting_stall_memory_and_what_remains(tmp_path):
+    job = job_of(tmp_path)
+    config, out = job.config, job.out
+    run_pretraining(job, Place(0, 1, 1))
     lines = read_metrics(out / METRICS)
     assert [line["step"] for line in lines] == list(range(1, 7))
     flops = config.model.flops_per_token(448, 32)
@@ -38,3 +48,20 @@ def test_a_step_tells_speed_mfu_waiting_stall_memory_and_what_remains(tmp_path):
     assert [line["checkpoint_s"] > 0 for line in lines] == [False, False, False, True, False, False]
     assert lines[0]["eta_s"] is None
     assert lines[-1]["eta_s"] == 0
+
+
+def test_a_worker_with_an_empty_folder_goes_on_from_object_storage(s3_server, monkeypatch, tmp_path):
+    at(s3_server, monkeypatch)
+    bucket = Bucket(s3_server, "runs")
+    whole, job = job_of(tmp_path / "whole"), job_of(tmp_path / "half", states="s3://runs/base")
+    run_pretraining(whole, Place(0, 1, 1))
+    stopping._asked.set()
+    with pytest.raises(stopping.Stopped):
+        run_pretraining(job, Place(0, 1, 1))
+    stopping._asked.clear()
+    assert "base/step-000000001/state.json" in bucket.keys()  # noqa: SIM118  it is no mapping
+    shutil.rmtree(job.states)
+    RemoteStates(str(job.remote)).fetch(job.states)
+    run_pretraining(job, Place(0, 1, 1))
+    assert [line["loss"] for line in read_metrics(job.out / METRICS)] == [line["loss"] for line in read_metrics(whole.out / METRICS)]
+    bucket.remove()
