@@ -29,6 +29,7 @@ from fmray.evaluate.baselines import count, score
 from fmray.evaluate.config import EvaluateConfig
 from fmray.evaluate.language_modelling import BLOCK_ROWS, EXAMPLES, Floats, read_rows, spread
 from fmray.model.checkpoint import Checkpoint, read_hf_config
+from fmray.model.fresh import fresh_model
 from fmray.objectives import Batch, Forward, Objective, Setting, objective_from, setting_for
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def open_model(path: Path, objective: Objective, seed: int | None, device: str) 
         config = transformers.AutoConfig.from_pretrained(path, **safely)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return auto.from_config(config, dtype=torch.float32).to(device).eval()
+            return fresh_model(auto, config, dtype=torch.float32).to(device).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"cannot be opened with {objective.auto_class} ({str(error).splitlines()[0]})", where=str(path)) from error
 

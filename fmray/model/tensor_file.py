@@ -71,7 +71,7 @@ def write_tensors(path: Path, entries: Iterable[Entry], metadata: Mapping[str, s
             if (flat.dtype, flat.numel()) != (entry.dtype, math.prod(entry.shape)):
                 raise ValueError(f"{entry.name} is {flat.dtype} of {flat.numel()} elements, not {entry.dtype} of {entry.shape}")
             if flat.numel():
-                content = memoryview(flat.view(torch.uint8).numpy())
+                content = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
                 for start in range(0, len(content), BLOCK):
                     put(content[start : start + BLOCK])
         file.flush()

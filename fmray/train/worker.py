@@ -18,6 +18,7 @@ from fmray.model.architectures import Architecture, padded_vocab_size
 from fmray.model.checkpoint import count_weights
 from fmray.model.export import save_model
 from fmray.model.flops import flops_per_token
+from fmray.model.fresh import fresh_model
 from fmray.model.positions import position_offset
 from fmray.model.tensor_file import held_entry
 from fmray.objectives import Setting, setting_for
@@ -121,7 +122,7 @@ def build_model(job: PretrainJob) -> "PreTrainedModel":
     if offset := position_offset(hf_config.to_dict()):
         hf_config.max_position_embeddings += offset
     config.objective.configure(hf_config)
-    fresh: PreTrainedModel = auto.from_config(hf_config, attn_implementation=config.attention_used)
+    fresh: PreTrainedModel = fresh_model(auto, hf_config, attn_implementation=config.attention_used)
     return fresh
 
 

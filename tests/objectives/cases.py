@@ -15,6 +15,7 @@ from fmray.model.architectures.decoder import Decoder
 from fmray.model.architectures.encoder import Encoder
 from fmray.model.architectures.t5 import T5
 from fmray.model.architectures.vit_mae import VitMae
+from fmray.model.fresh import fresh_model
 from fmray.model.positions import patch_size, position_offset
 from fmray.objectives import Objective, Rows, Setting
 from fmray.objectives.causal_lm import CausalLM
@@ -90,7 +91,7 @@ class Case:
                 config.max_position_embeddings += offset
         self.objective.configure(config)
         torch.manual_seed(0)
-        return getattr(transformers, self.objective.auto_class).from_config(config, attn_implementation="sdpa").eval()
+        return fresh_model(getattr(transformers, self.objective.auto_class), config, attn_implementation="sdpa").eval()
 
     def setting(self, model: Any, seed: int = 0) -> Setting:
         """What the objective is told."""

@@ -58,6 +58,12 @@ def test_a_fresh_model_is_as_good_as_chance(case: Case) -> None:
     assert loss.sum.item() / int(loss.count) == pytest.approx(chance, rel=0.1)
 
 
+def test_no_table_of_a_fresh_model_is_empty(case: Case) -> None:
+    # Single rows are tokens of their own kind, which may begin at zero.
+    empty = [n for n, p in model_of(case).named_parameters() if p.squeeze().ndim >= 2 and not p.any()]
+    assert empty == []
+
+
 def test_the_gradient_reaches_every_parameter(case: Case) -> None:
     model = model_of(case)
     model.zero_grad()
