@@ -82,6 +82,8 @@ def memory_lines(config: PretrainConfig, model: Architecture, n_params: int, voc
         return lines | {"activations": f"not known: {model.type} does not count them"}  # type: ignore[attr-defined]
     row *= AUTOCAST if is_autocast(config) else 1
     lines["activations"] = f"{size(config.rows_per_pass * row)} a micro-batch of {config.rows_per_pass} rows ({size(row)} a row)"
+    if config.fused_loss and vocab_size:
+        lines["activations"] += "; at most, for a fused loss never holds all logits"
     if config.device.memory_gb is None:
         return lines
     room = USABLE * config.device.memory_gb * GIB - n_params * worker_bytes_per_param(config) - bucket
