@@ -35,14 +35,20 @@ class Loaded(Protocol):
 
 
 def watch_engine(engine: object) -> None:
-    """Exports the load of this replica's engine, if it tells it, every two seconds for as long as its process lives."""
+    """Exports the load of this replica's engine, if it tells it, every two seconds for as long as its process lives.
+
+    An engine outside of Ray Serve, as tests and benchmarks hold one, has no model's name to be counted under and is not watched.
+    """
     if not isinstance(engine, Loaded):
         return
     from ray import serve
+    from ray.serve.exceptions import RayServeException
     from ray.util.metrics import Gauge
 
-    model = serve.get_replica_context().deployment.removeprefix(DEPLOYMENT_PREFIX)
-
+    try:
+        model = serve.get_replica_context().deployment.removeprefix(DEPLOYMENT_PREFIX)
+    except RayServeException:
+        return
     gauges: dict[str, Any] = {
         "running": Gauge("fmray_engine_running_requests", "requests in the engine's batch", ("model",)),
         "waiting": Gauge("fmray_engine_waiting_requests", "requests in the engine's queue", ("model",)),

@@ -33,7 +33,8 @@ def test_loss_and_gradients_equal_transformers():
 
 
 def test_one_step_of_the_engine_is_one_step_of_torchs_adamw():
-    ours, theirs, rows = model(), model(), unpacked()
+    # Unfused: where a gradient is nearly zero, the first step of AdamW makes much of the last digits.
+    ours, theirs, rows = model(fused=False), model(fused=False), unpacked()
     optim = Optim(lr=1e-2, weight_decay=0.0, max_grad_norm=0.5)
     stats = TorchEngine(ours, optim, lambda step: optim.lr, precision="fp32").train_batch([OBJECTIVE.collate(rows)], OBJECTIVE)
     ids = torch.as_tensor(rows["input_ids_BT"])

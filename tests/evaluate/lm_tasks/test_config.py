@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fmray.core.config import load_config
@@ -82,6 +83,7 @@ def test_a_text_that_was_trained_on_is_found_wherever_rows_cut_it():
     texts = [" ".join(text.split()[8:30]) for text in paragraphs] + [sentence(1, 20), "too short"]
     hit = contaminated(texts, corpus().path)
     # A tenth of the corpus validates and trains nothing, and some texts here lie beyond what was taken.
-    assert hit[:30].mean() > 0.5
+    # Words are counted without what is no letter, so one or another text may be too short.
+    assert np.nanmean(hit[:30]) > 0.5
     assert hit[30] == 0
     assert hit[31] != hit[31], "fewer than thirteen words cannot be looked for"
