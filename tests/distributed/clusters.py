@@ -82,7 +82,7 @@ class Driver:
         """How many workers took each step that is logged."""
         return [line["num_workers"] for line in read_metrics(self.root / METRICS)]
 
-    def wait_until(self, condition: Callable[[list[int]], bool], within_s: float = 120.0) -> None:
+    def wait_until(self, condition: Callable[[list[int]], bool], within_s: float = 300.0) -> None:
         """Until the workers by step are as wanted.
 
         Raises:
@@ -94,7 +94,7 @@ class Driver:
             assert time.monotonic() < deadline, f"not in time; steps by workers: {self.workers_by_step()}"
             time.sleep(0.05)
 
-    def end(self, within_s: float = 120.0) -> int:
+    def end(self, within_s: float = 600.0) -> int:
         """Waits for its end; the exit code."""
         return self.process.wait(within_s)
 
