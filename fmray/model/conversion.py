@@ -1,5 +1,6 @@
 """Brings a checkpoint into another form or precision, tensor by tensor: no more than one of them is in memory at a time."""
 
+import functools
 import json
 import re
 import shutil
@@ -84,7 +85,7 @@ def stored_entries(root: Path) -> list[Entry]:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  it is no mapping
                     part = opened.get_slice(name)
-                    found.append(Entry(name, dtypes[part.get_dtype()], tuple(part.get_shape()), lambda file=file, name=name: reader(file, name)))
+                    found.append(Entry(name, dtypes[part.get_dtype()], tuple(part.get_shape()), functools.partial(reader, file, name)))
         except (OSError, SafetensorError, KeyError) as error:
             raise ArtifactError(f"is not a whole safetensors file ({type(error).__name__}: {error})", where=str(file), todo="copy the checkpoint again") from None
     return found

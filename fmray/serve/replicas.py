@@ -267,8 +267,8 @@ class TaskReplica:
             return error
         except TimeoutError:
             return _too_late(self._config.deadline_s)
-        error = next((answer for answer in answers if isinstance(answer, RequestError)), None)
-        return error if error is not None else [answer for answer in answers if not isinstance(answer, RequestError)]
+        refused = next((answer for answer in answers if isinstance(answer, RequestError)), None)
+        return refused if refused is not None else [answer for answer in answers if not isinstance(answer, RequestError)]
 
     async def embed(self, asked: Sequence[Embeddable]) -> list[Answer] | RequestError:
         """The same door as a causal model's: see `answer`."""

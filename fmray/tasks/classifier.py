@@ -195,7 +195,7 @@ class Classifier:
         def compute(batch: Mapping[str, Any]) -> list[Any]:
             return [logits.float() for logits in logits_of(self.model(**inputs_of(batch)), self.head)]
 
-        return self.each(given, batch_size, compute, fill=np.finfo(np.float32).min)
+        return self.each(given, batch_size, compute, fill=float(np.finfo(np.float32).min))
 
     def each(self, rows: Rows, batch_size: int, compute: Callable[[Mapping[str, Any]], Sequence[Any]], *, fill: float) -> Outputs:
         """What `compute` says of batches of rows of similar length, put together in the order of the rows.
@@ -274,7 +274,8 @@ def _together(parts: Sequence[NDArray[Any]], order_B: NDArray[np.int64], fill: f
     whole = np.full((len(order_B), *shape), fill, parts[0].dtype)
     start = 0
     for part in parts:
-        whole[(order_B[start : start + len(part)], *(slice(length) for length in part.shape[1:]))] = part
+        place: Any = (order_B[start : start + len(part)], *(slice(length) for length in part.shape[1:]))
+        whole[place] = part
         start += len(part)
     return whole
 

@@ -67,7 +67,8 @@ class InstructionTuning(Generative):
         blank: Counter[str] = Counter()
         for document in source.iter_documents():
             turns = self._asked(document, blank) if self.messages is None else self._held(document)
-            *before, last = [*([{"role": "system", "content": self.system}] if self.system else []), *turns]
+            told = ([{"role": "system", "content": self.system}] if self.system else []) + list(turns)
+            before, last = told[:-1], told[-1]
             found.append(Example(before, last["content"], "\n".join(turn["content"] for turn in before)))
         self.refuse_blanks(len(found), blank)
         return found

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForPreTraining
 
 from fmray.core.errors import RunError
+from fmray.model.fresh import fresh_model
 from fmray.train.retention import LOSS
 from fmray.train.state import latest_state, whole_states
 from tests.data import made
@@ -52,7 +53,7 @@ def test_what_is_not_trained_is_exported_from_shards_too(tmp_path):
     artifact = pretrain(tmp_path / "base", images, model=model, objective={"type": "masked_image"}, max_steps=2, zero={"stage": 3})
     opened, info = AutoModelForPreTraining.from_pretrained(artifact.path, output_loading_info=True)
     assert not info["missing_keys"]
-    fresh = AutoModelForPreTraining.from_config(opened.config)
+    fresh = fresh_model(AutoModelForPreTraining, opened.config)
     fixed = {name: value for name, value in fresh.named_parameters() if not value.requires_grad}
     assert fixed
     there = opened.state_dict()

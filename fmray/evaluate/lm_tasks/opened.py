@@ -105,7 +105,7 @@ class OpenTask:
 
         def figures(weights_RN: NDArray[np.float64]) -> NDArray[np.float64]:
             drawn = (np.repeat(np.arange(len(items)), weights_N.astype(int)) for weights_N in weights_RN)
-            return np.array([self.figure(metric, [items[i] for i in chosen]) for chosen in drawn])
+            return np.array([self.figure(metric, [items[int(i)] for i in chosen]) for chosen in drawn])
 
         return replace(intervals.statistic(figures, len(items), seed=seed), value=value)
 
