@@ -116,7 +116,7 @@ ELSEWHERE = (Supervised,)
 
 
 def learns_as_transformers(case: Case) -> None:
-    """Checks that loss and gradients of an encoder-decoder's objective are those that transformers computes from the same batch."""
+    """Checks that loss and gradients over rows of one document are those that transformers computes from the same batch."""
     ours, theirs, rows = case.model(), case.model(), lone_rows(4)
     batch = case.objective.collate(rows, case.setting(ours))
     parts = case.objective.loss(ours, batch)
@@ -125,4 +125,6 @@ def learns_as_transformers(case: Case) -> None:
     loss.backward()
     assert (parts.sum / parts.count).item() == pytest.approx(loss.item(), rel=1e-6)
     for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+        # ESM's contact head is trained apart, from attention maps.
+        if "contact_head" not in name:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)

@@ -9,7 +9,16 @@ import torch
 from fmray.core.errors import ConfigError
 from fmray.objectives import Setting
 from fmray.objectives.masked_lm import IGNORED, MaskedLM
-from tests.objectives.cases import CASES, MASK, SEQ_LEN, SIZE, lone_rows, several_rows, vocabulary
+from tests.objectives.cases import (
+    CASES,
+    MASK,
+    SEQ_LEN,
+    SIZE,
+    learns_as_transformers,
+    lone_rows,
+    several_rows,
+    vocabulary,
+)
 from tests.train.rows import BOS, EOS, VOCAB
 
 SETTING = Setting(vocabulary=vocabulary())
@@ -114,16 +123,7 @@ def test_a_packed_row_has_the_loss_of_its_documents_alone(case):
 
 @pytest.mark.parametrize("case", [c for c in CASES if isinstance(c.objective, MaskedLM) and c.rows is lone_rows], ids=lambda case: case.name)
 def test_lone_rows_have_transformers_own_loss_and_gradients(case):
-    rows, ours, theirs = lone_rows(4), case.model(), case.model()
-    batch = case.objective.collate(rows, case.setting(ours))
-    parts = case.objective.loss(ours, batch)
-    (parts.sum / parts.count).backward()
-    loss = theirs(input_ids=batch["input_ids_BT"], attention_mask=batch["attention_mask_BT"], labels=batch["labels_BT"]).loss
-    loss.backward()
-    assert (parts.sum / parts.count).item() == pytest.approx(loss.item(), rel=1e-6)
-    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
-        if "contact_head" not in name:
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+    learns_as_transformers(case)
 
 
 def test_positions_of_the_roberta_type_begin_behind_its_padding_id():

@@ -31,10 +31,12 @@ def test_the_latest_start_is_the_only_one(tmp_path):
         time.sleep(0.6)
 
 
-def test_a_storage_that_does_not_answer_ends_nobody(tmp_path):
-    start = begin(tmp_path)
-    with inside(tmp_path, start):
-        (tmp_path / LATEST).write_text("{torn")
-        time.sleep(0.6)
-        (tmp_path / LATEST).unlink()
-        time.sleep(0.6)
+def test_a_storage_that_does_not_answer_ends_nobody_and_is_asked_again(tmp_path):
+    left = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path), begin(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert left.stdout.readline() == "training\n"
+    for trouble in (lambda: (tmp_path / LATEST).write_text("{torn"), (tmp_path / LATEST).unlink):
+        trouble()
+        time.sleep(1.2)
+        assert left.poll() is None
+    begin(tmp_path)
+    assert left.wait(10) == 1
