@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+# A GPT-2 config says layers and width in words of its own.
+GPT2_NAMES = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd"}
+
 
 def flops_per_token(config: Mapping[str, Any], n_params: int, seq_len: int) -> float | None:
     """6 N + 12 L d T for forward and backward of one position, as `Architecture.flops_per_token`; None when the config lacks the sizes.
@@ -11,7 +14,7 @@ def flops_per_token(config: Mapping[str, Any], n_params: int, seq_len: int) -> f
 
     N are the parameters that multiply: an input embedding that is not tied to the head is only looked up.
     """
-    sizes = [config.get(key) for key in ("num_hidden_layers", "hidden_size", "vocab_size")]
+    sizes = [config.get(key, config.get(GPT2_NAMES.get(key, key))) for key in ("num_hidden_layers", "hidden_size", "vocab_size")]
     if None in sizes or config.get("is_encoder_decoder"):
         return None
     layers, width, vocab_size = (int(size) for size in sizes if size is not None)

@@ -12,6 +12,14 @@ def position_offset(hf_config: Mapping[str, Any]) -> int:
     return int(hf_config.get("pad_token_id") or 0) + 1 if hf_config.get("model_type") in OFFSET_TYPES else 0
 
 
+def max_positions(hf_config: Mapping[str, Any]) -> int | None:
+    """The longest row that a model has positions for; None where its config names no limit, or one that its relative positions do not have."""
+    if hf_config.get("model_type") == "t5":
+        return None
+    found = next((hf_config[name] for name in ("max_position_embeddings", "n_positions") if hf_config.get(name) is not None), None)
+    return None if found is None else int(found) - position_offset(hf_config)
+
+
 def patch_size(hf_config: Mapping[str, Any]) -> int:
     """The side of the square patches of an image model, 0 for text."""
     return int(hf_config.get("patch_size") or 0)

@@ -86,8 +86,8 @@ def _chunked() -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]:
         """Gradients are found along with the loss; backward only scales them."""
 
         @staticmethod
-        def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor) -> Tensor:
-            turns = any(ctx.needs_input_grad)
+        def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, wanted: bool) -> Tensor:
+            turns = wanted and any(ctx.needs_input_grad)
             total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
             grad_ND = torch.empty_like(hidden_ND) if turns else None
             grad_VD = torch.zeros(weight_VD.shape, dtype=torch.float32, device=hidden_ND.device) if turns else None
@@ -116,7 +116,7 @@ def _chunked() -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]:
         def backward(ctx: Any, *grads: Tensor) -> Any:
             grad_ND, grad_VD, grad_V = ctx.saved_tensors
             hidden, weight = ctx.dtypes
-            return (grads[0] * grad_ND.float()).to(hidden), (grads[0] * grad_VD).to(weight), None if grad_V is None else (grads[0] * grad_V).to(weight), None
+            return (grads[0] * grad_ND.float()).to(hidden), (grads[0] * grad_VD).to(weight), None if grad_V is None else (grads[0] * grad_V).to(weight), None, None
 
     def loss(hidden: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels: Tensor) -> Tensor:
         dtype = _compute_dtype(weight_VD)
@@ -125,7 +125,7 @@ def _chunked() -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]:
         if len(told_M) < len(labels_N):
             hidden_ND, labels_N = hidden_ND[told_M], labels_N[told_M]
         with torch.autocast(hidden.device.type, enabled=False):
-            found: Tensor = ChunkedLoss.apply(hidden_ND.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype), labels_N)
+            found: Tensor = ChunkedLoss.apply(hidden_ND.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype), labels_N, torch.is_grad_enabled())
         return found
 
     return loss

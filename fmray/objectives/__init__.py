@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fmray.core.config import Component, Config, load_config
 from fmray.data.dataset import TOKENIZER, Modality, TokenDataset
 from fmray.data.vocabulary import Vocabulary, read_vocabulary
-from fmray.model.architectures import Family
+from fmray.model.architectures import Family, Reads
 from fmray.model.checkpoint import Head
 from fmray.model.positions import patch_size, position_offset
 
@@ -76,6 +76,11 @@ class Objective(Component, package="fmray.objectives"):
     continues: ClassVar[tuple[Head, ...]] = ()
     adds_up: ClassVar[bool] = True
     passes: ClassVar[int] = 1
+
+    @property
+    def reads(self) -> Reads | None:
+        """What either half of a model with two reads of a row, as shares of its positions; None where there is one half, or it is not known."""
+        return None
 
     @abc.abstractmethod
     def collate(self, rows: Rows, setting: Setting = ALONE) -> Batch:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from fmray.core.errors import ConfigError
 from fmray.data.vocabulary import Vocabulary
-from fmray.model.architectures import Family
+from fmray.model.architectures import Family, Reads
 from fmray.model.checkpoint import Head
 from fmray.objectives import ALONE, Batch, Forward, LossParts, Objective, Rows, Setting, row_generators
 from fmray.objectives._encoder_decoder import Ints, batch_of, count_targets, cross_entropy
@@ -49,6 +49,11 @@ class Denoising(Objective):
     def configure(self, hf_config: Any) -> None:
         """The decoder begins with the end token, as BART's does."""
         hf_config.decoder_start_token_id = hf_config.eos_token_id
+
+    @property
+    def reads(self) -> Reads:
+        """See `Objective`."""
+        return 1 - self.share + self.share / self.mean_span, 1.0
 
     def collate(self, rows: Rows, setting: Setting = ALONE) -> Batch:
         """`input_ids_BT` with masks and `attention_mask_BT`, `decoder_input_ids_BT` and `labels_BT` (-100: none), each cut to its longest row.

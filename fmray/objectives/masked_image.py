@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fmray.data.dataset import Modality
-from fmray.model.architectures import Family
+from fmray.model.architectures import Family, Reads
 from fmray.model.checkpoint import Head
 from fmray.objectives import ALONE, Batch, Forward, LossParts, Objective, Rows, Setting, row_generators
 
@@ -36,6 +36,11 @@ class MaskedImage(Objective):
     def configure(self, hf_config: Any) -> None:
         """The model hides by the ranks that it is given, as many as this share comes to."""
         hf_config.mask_ratio, hf_config.norm_pix_loss = self.mask_ratio, self.normalised
+
+    @property
+    def reads(self) -> Reads:
+        """See `Objective`."""
+        return 1 - self.mask_ratio, 1.0
 
     def collate(self, rows: Rows, setting: Setting = ALONE) -> Batch:
         """`pixels_BCHW` (-1 to 1), `ranks_BN` (the order in which patches stay), `masked_BN`, and `targets_BNP` of all patches."""

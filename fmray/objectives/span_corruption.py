@@ -7,7 +7,7 @@ from pydantic import Field
 
 from fmray.core.errors import ConfigError
 from fmray.data.vocabulary import Vocabulary
-from fmray.model.architectures import Family
+from fmray.model.architectures import Family, Reads
 from fmray.model.checkpoint import Head
 from fmray.objectives import ALONE, Batch, Forward, LossParts, Objective, Rows, Setting, row_generators
 from fmray.objectives._encoder_decoder import Ints, batch_of, count_targets, cross_entropy
@@ -47,6 +47,12 @@ class SpanCorruption(Objective):
     def configure(self, hf_config: Any) -> None:
         """The decoder begins with padding, as T5's does."""
         hf_config.decoder_start_token_id = hf_config.pad_token_id
+
+    @property
+    def reads(self) -> Reads:
+        """See `Objective`."""
+        spans = self.share / self.mean_span
+        return 1 - self.share + spans, self.share + spans
 
     def collate(self, rows: Rows, setting: Setting = ALONE) -> Batch:
         """`input_ids_BT` with sentinels and `attention_mask_BT`, `decoder_input_ids_BT` and `labels_BT` (-100: none), each cut to its longest row.

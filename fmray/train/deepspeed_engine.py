@@ -88,14 +88,16 @@ def deepspeed_config(
 
 def _check_overrides(overrides: Mapping[str, Any]) -> None:
     """Refuses what would contradict fmray's config, or what its states do not hold."""
-    for name in ("zero_optimization", "fp16"):
+    kinds = ("fp16", "bf16", "torch_autocast")
+    for name in ("zero_optimization", *kinds):
         if not isinstance(overrides.get(name, {}), Mapping):
             raise ValueError(f"deepspeed.{name}: must be a mapping")
     sharding = overrides.get("zero_optimization", {})
     if "stage" in sharding:
         raise ValueError("deepspeed.zero_optimization.stage cannot be overridden: set zero.stage instead")
-    if overrides.get("fp16", {}).get("enabled"):
-        raise ValueError("deepspeed.fp16 cannot be overridden: set precision instead")
+    for name in kinds:
+        if "enabled" in overrides.get(name, {}):
+            raise ValueError(f"deepspeed.{name}.enabled cannot be overridden: set precision instead")
     if any((sharding.get(part) or {}).get("device") == "nvme" for part in ("offload_optimizer", "offload_param")):
         raise ValueError("deepspeed.zero_optimization cannot offload to nvme: fmray's checkpoints hold what is in memory")
     if sharding.get("round_robin_gradients"):

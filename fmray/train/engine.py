@@ -126,6 +126,10 @@ class Engine(abc.ABC):
         """What is the same on every worker and goes on in a resumed run."""
         return {"step": self.step, "skipped": self.skipped}
 
+    def begin_round(self) -> None:
+        """A round begins from another's state: its schedule and its bound of skipped updates begin anew."""
+        self.skipped = 0
+
     def _recount(self, counts: Mapping[str, int]) -> None:
         """Takes up what `_counts` told, of this engine or of another."""
         self.step, self.skipped = counts["step"], counts["skipped"]
@@ -188,6 +192,10 @@ class TorchEngine(Engine):
             part = objective.loss(self.forward, to_device(batch, self.device)).sum
             (part / count).backward()
             loss_sum += part.detach()
+        # As DeepSpeed does: what no loss reaches (a pooler that is not asked) has a gradient of zero, and so a state like all others.
+        for parameter in self.module.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._optim.max_grad_norm)
         lr = set_lr(self._optimizer, self._lr_at(self.step - self.skipped))
         stats = StepStats(loss_sum.item(), count, norm.item(), lr, stop_asked())

@@ -44,6 +44,11 @@ class Fp16Engine(DeepSpeedEngine):
         # A scale is a power of two, never below one.
         return super()._counts() | {name: int(getattr(self._scaler, name)) for name in KEPT} | {RESCALES: self.rescales}
 
+    def begin_round(self) -> None:
+        """See `Engine`."""
+        super().begin_round()
+        self.rescales = 0
+
     def _recount(self, counts: Mapping[str, int]) -> None:
         """A state of another precision has no scale, and finding one begins anew."""
         super()._recount(counts)

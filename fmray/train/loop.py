@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
 from fmray.core.cursor import Cursor
 from fmray.core.errors import RunError
 from fmray.objectives import Batch
@@ -33,7 +35,8 @@ def train(
     remaining = iter(batches)
     while engine.step < max_steps and (item := next(remaining, None)) is not None:
         micro_batches, cursor = item
-        torch.manual_seed((seed << 32) + engine.step)
+        # Mixed, for torch's generator on a CPU takes the low 32 bits alone.
+        torch.manual_seed(int(np.random.SeedSequence([seed, engine.step]).generate_state(1, np.uint64)[0]))
         stats = engine.train_batch(micro_batches, objective, stop_asked)
         if not stats.applied:
             if on_nonfinite is None:

@@ -1,6 +1,8 @@
 """`metrics.jsonl`: one line an optimizer step, written by rank 0 and read by whoever watches."""
 
+import errno
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from fmray.model.checkpoint import LossPoint
 from fmray.train.device import Device
 from fmray.train.engine import StepStats
+from fmray.train.storage import persist
 
 T = TypeVar("T")
 
@@ -88,8 +91,10 @@ class MetricsLog:
         """Lines of steps after `from_step`, which a killed attempt left behind, are dropped: they will be trained again."""
         before = read_metrics(path)
         kept = [line for line in before if line["step"] <= from_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        partial = path.with_suffix(".partial")
+        persist(lambda: partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"), partial)
+        os.replace(partial, path)
+        self._path, self._size = path, path.stat().st_size
         self._tokens, self._num_workers, self._meter, self._last = tokens_per_step, num_workers, meter, time.monotonic()
         self._stall_s, self._began = 0.0, self._last
         # Of earlier attempts, also for steps that were lost: their devices were held all the same.
@@ -113,7 +118,17 @@ class MetricsLog:
             line["skipped"] = stats.fault
         if self._meter is not None:
             line |= self._watched(step, speed, now, self._meter)
-        self._file.write(json.dumps(line | dict(also or {})) + "\n")
+        content = (json.dumps(line | dict(also or {})) + "\n").encode()
+        persist(lambda: self._add(content), self._path)
+        self._size += len(content)
+
+    def _add(self, content: bytes) -> None:
+        with self._path.open("r+b", buffering=0) as file:
+            # What an attempt that met a full storage left of the line.
+            file.truncate(self._size)
+            file.seek(self._size)
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, "the line was cut short")
 
     def _watched(self, step: int, speed: float, now: float, meter: Meter) -> dict[str, Any]:
         eta_s = None

@@ -118,6 +118,7 @@ class NonfiniteGuard:
                 logger.warning("which node it came from could not be put down (%s)", error)
 
     def _keep(self, step: int, stats: StepStats, micro_batches: Sequence[Batch], behind: Cursor) -> str:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         place = self.folder / f"step-{step:09d}"
@@ -128,7 +129,7 @@ class NonfiniteGuard:
             if self.rank == 0:
                 figures = {"loss": str(stats.loss), "grad_norm": str(stats.grad_norm), "lr": stats.lr, "n_targets": stats.count}
                 write_json(place / BATCH, {"step": step, "cursor_behind": behind.model_dump(mode="json"), **figures})
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             # The fault of the numbers is what must be told, even where the storage fails as well.
             return f"its batch could not be saved ({error})"
         return f"its batch is saved in {place}"

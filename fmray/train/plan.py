@@ -59,7 +59,7 @@ def plan(config: PretrainConfig, upstream: Mapping[str, Config]) -> dict[str, st
         return lines | {"parameters": "known once the dataset is: it is no step of this file", "length": steps}
     vocab_size = padded_vocab_size(vocab_size)
     n_params = model.count_params(vocab_size, seq_len)
-    flops_per_token = model.flops_per_token(vocab_size, seq_len) * config.objective.passes
+    flops_per_token = model.flops_per_token(vocab_size, seq_len, config.objective.reads) * config.objective.passes
     lines["parameters"] = f"{n_params:,}" + (f" (vocabulary padded to {vocab_size:,})" if vocab_size else "")
     lines |= memory_lines(config, model, n_params, vocab_size, seq_len)
     if config.max_steps is None:
@@ -77,7 +77,7 @@ def memory_lines(config: PretrainConfig, model: Architecture, n_params: int, voc
     lines = {"memory a worker": ", ".join(f"stage {stage}: {size:.3g} GiB" for stage, size in enumerate(sizes)) + " (weights, gradients, optimizer; activations on top)"}
     if bucket := bucket_bytes(config):
         lines["memory a worker"] += f"; DeepSpeed sets {size(bucket)} aside for reducing gradients"
-    row = model.activation_bytes(vocab_size, seq_len, precision=config.precision, attention=config.attention_used)
+    row = model.activation_bytes(vocab_size, seq_len, precision=config.precision, attention=config.attention_used, reads=config.objective.reads)
     if row is None:
         return lines | {"activations": f"not known: {model.type} does not count them"}  # type: ignore[attr-defined]
     row *= AUTOCAST if is_autocast(config) else 1

@@ -18,8 +18,9 @@ from fmray.core.stage import Job, Out, stage
 from fmray.data.dataset import TokenDataset
 from fmray.data.ledger import check_ledger
 from fmray.model.architectures import Architecture
+from fmray.model.architectures.hf_config import FAMILIES, PACKING
 from fmray.model.checkpoint import Checkpoint, count_weights, hf_digest, read_hf_config
-from fmray.model.positions import patch_size, position_offset
+from fmray.model.positions import max_positions, patch_size
 from fmray.objectives import Objective, setting_for
 from fmray.train import faults
 from fmray.train.config import PretrainConfig
@@ -68,9 +69,11 @@ def pretrain(
     job = _job(config, dataset, out, previous, init)
     if job.remote is not None:
         out.progress(f"looking for states at {job.remote}")
-        RemoteStates(job.remote).fetch(job.states)
+        RemoteStates(job.remote, job.out).fetch(job.states)
     for states in (job.states, job.previous):
         _check_readable(states)
+    if job.previous is not None and latest_state(job.states) is None and latest_state(job.previous) is None:
+        raise ArtifactError("holds no state to go on from", where=str(job.previous), todo="bring its work folder back, or train on from its checkpoint as `init`")
     begun, fresh = time.time(), latest_state(job.states) is None
     tracking = Tracking(config.trackers, TrackedRun(out.path.parent.name, out.name, out.work, redact(dump(config))), out.path / METRICS)
     try:
@@ -146,11 +149,16 @@ def _positions(model: Architecture | None, init: Artifact[Checkpoint] | None, da
 
 def _check_rows(config: PretrainConfig, dataset: Artifact[TokenDataset], init: Mapping[str, Any] | None, where: str) -> None:
     """Refuses rows in which documents could not be kept apart."""
-    if config.objective.family != "encoder" or dataset.payload.packing == "unpacked":
+    if dataset.payload.packing == "unpacked":
+        return
+    kind = None if init is None else init.get("model_type")
+    if kind not in (None, "esm", *FAMILIES["decoder"], *PACKING):
+        raise ConfigError(f"it is not known whether models of the type {kind} keep documents apart that share a row, and {dataset.name} packs several", where=where, todo="prepare it with packing: {type: unpacked}")
+    if config.objective.family != "encoder":
         return
     if config.attention == "eager":
         raise ConfigError("an encoder keeps documents that share a row apart with attention sdpa only", where=f"{where}.attention", todo="leave it out")
-    if (config.model is not None and not config.model.packs) or (init is not None and init.get("model_type") == "esm"):
+    if (config.model is not None and not config.model.packs) or kind == "esm":
         raise ConfigError(f"this encoder reads one document a row, and {dataset.name} packs several", where=where, todo="prepare it with packing: {type: unpacked}")
 
 
@@ -163,9 +171,7 @@ def _check_init(init: Artifact[Checkpoint], dataset: Artifact[TokenDataset], obj
     if dataset.payload.image_shape is not None:
         _check_images(hf_config, dataset.payload.image_shape, init.name, where)
         return
-    positions = hf_config.get("max_position_embeddings")
-    if positions is not None:
-        positions -= position_offset(hf_config)
+    positions = max_positions(hf_config)
     if positions is not None and dataset.payload.seq_len > positions:
         raise ConfigError(f"rows of {dataset.payload.seq_len} positions are longer than the {positions} of {init.name}", where=where, todo="lower seq_len of the dataset")
     theirs, ours = (_vocabulary(folder) for folder in (init.path, dataset.path / "tokenizer"))

@@ -1,5 +1,6 @@
 """Where each worker's time goes, told by every worker in a small file of its own: no collective, and a few microseconds a step."""
 
+import contextlib
 import os
 import socket
 import time
@@ -62,8 +63,10 @@ class RankClock:
                 rank=self._rank, host=socket.gethostname(), n_steps=len(self._steps), step_s=_spread(step_s), data_wait_s=_spread(data_s),
                 others_s=None if self._stat is None else _spread(others_s),
             )  # fmt: skip
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._path, told.model_dump(mode="json"))
+            # A storage that is full or away must not end training for the sake of this table.
+            with contextlib.suppress(OSError):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self._path, told.model_dump(mode="json"))
 
     def close(self) -> None:
         """Tells the last of it."""

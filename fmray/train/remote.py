@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from fmray.core.errors import ArtifactError, ConfigError, DataError
 from fmray.data.sources._store import filesystem, locate
+from fmray.train.metrics import METRICS
 from fmray.train.retention import Keep
 from fmray.train.state import STATE, TrainState, commit_state, last_good_state, state_folder
 from fmray.train.storage import persist
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 BLOCK = 16 * 1024**2
 # They have no folders to make, and asking for one may ask for more rights than writing.
 OBJECT_STORES = ("s3", "gcs", "abfs")
+# In a state's folder there: the figures of its steps, and the ledger of its rows, without which no later run could prove what this one read.
+BESIDE = "beside"
+LEDGER_FOLDER = "work/ledger"
+TOLD = (METRICS, f"{LEDGER_FOLDER}/attempt-*")
 
 
 def checked_uri(uri: str) -> str:
@@ -46,10 +51,14 @@ def checked_uri(uri: str) -> str:
 
 
 class RemoteStates:
-    """The states of one run below a URI. What is written is tried again as long as `persist` does."""
+    """The states of one run below a URI. What is written is tried again as long as `persist` does.
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    Args:
+        run: the run's folder here. What it tells of its steps (`TOLD`) goes along with every state, and comes back with the one that is fetched.
+    """
+
+    def __init__(self, uri: str, run: Path | None = None) -> None:
+        self.uri, self._run = uri, run
         self._known: dict[str, TrainState] = {}
 
     def _at(self, *names: str) -> "tuple[FileSystem, str]":
@@ -63,14 +72,17 @@ class RemoteStates:
             RunError: the store refuses it for too long.
         """
 
+        self._copy(file, file.parent.name, file.name)
+
+    def _copy(self, file: Path, *names: str) -> None:
         def copy() -> None:
-            store, key = self._at(file.parent.name, file.name)
+            store, key = self._at(*names)
             if store.type_name not in OBJECT_STORES:
                 store.create_dir(key.rpartition("/")[0], recursive=True)
             with file.open("rb") as source, store.open_output_stream(key) as target:
                 shutil.copyfileobj(source, target, BLOCK)
 
-        persist(copy, f"{self.uri}/{file.parent.name}/{file.name}")
+        persist(copy, "/".join((self.uri, *names)))
 
     def commit(self, state: TrainState) -> None:
         """Makes a state count whose files are all there.
@@ -79,6 +91,9 @@ class RemoteStates:
             RunError: the store refuses it for too long.
         """
         name = state_folder(Path(), state.step).name
+        if self._run is not None:
+            for file in sorted(path for pattern in TOLD for path in self._run.glob(pattern)):
+                self._copy(file, name, BESIDE, file.relative_to(self._run).as_posix())
 
         def put() -> None:
             store, key = self._at(name, STATE)
@@ -154,6 +169,7 @@ class RemoteStates:
                 if state.step <= here:
                     return
                 if self._download(name, state, root / name):
+                    self._bring(name)
                     return
                 logger.warning("%s/%s is damaged: its files are not those that were written; an older state is taken", self.uri, name)
                 damaged = damaged or ArtifactError("every state there is damaged", where=self.uri, todo="name another place for the states to train from the start")
@@ -161,6 +177,22 @@ class RemoteStates:
             raise ConfigError(f"cannot be read ({' '.join(str(error).split())[:200]})", where=self.uri, todo="check the address, the bucket and the credentials") from None
         if damaged is not None and here < 0:
             raise damaged
+
+    def _bring(self, name: str) -> None:
+        """What the run told up to this state, in place of what it told here up to an older one."""
+        from pyarrow.fs import FileSelector, FileType
+
+        if self._run is None:
+            return
+        for stale in [path for pattern in TOLD for path in self._run.glob(pattern)]:
+            stale.unlink()
+        store, key = self._at(name, BESIDE)
+        for info in store.get_file_info(FileSelector(key, allow_not_found=True, recursive=True)):
+            if info.type == FileType.File:
+                target = self._run / info.path.partition(f"{name}/{BESIDE}/")[2]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with store.open_input_stream(info.path, compression=None) as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file, BLOCK)
 
     def _check_bucket(self) -> None:
         """A listing of a bucket that does not exist may be just empty."""

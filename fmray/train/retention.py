@@ -56,7 +56,9 @@ class Keep(Config):
         kept = {state.step for state in ordered[-self.last :]}
         sign = -1 if self.higher_is_better else 1
         told = [state for state in ordered if self.metric in state.metrics]
-        told.sort(key=lambda state: (sign * state.metrics[self.metric], -state.step))
+        # Of equal ones the newest; but a held-out loss is that of the first state that tells it, which later ones repeat until the next.
+        age = 1 if self.metric == EVAL_LOSS else -1
+        told.sort(key=lambda state: (sign * state.metrics[self.metric], age * state.step))
         kept |= {state.step for state in told[: self.best]}
         if self.every_hours is not None:
             before = float("-inf")

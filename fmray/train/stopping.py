@@ -64,8 +64,10 @@ def listening(folder: Path) -> Iterator[None]:
     _training.set()
 
     def look() -> None:
-        if (folder / STOP).exists():
-            _asked.set()
+        # Shared storage may not answer for a moment.
+        with contextlib.suppress(OSError):
+            if (folder / STOP).exists():
+                _asked.set()
 
     try:
         with looking(look, LOOK_EVERY_S, "stop"):

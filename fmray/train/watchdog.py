@@ -104,6 +104,9 @@ class Watchdog:
             if self._armed:
                 # As long as this thread gets the interpreter's lock, it puts the timer off.
                 faulthandler.dump_traceback_later(self.limit_s + 2 * every, exit=True, file=self._frozen)
+            else:
+                # A save may have begun between the look and the arming.
+                faulthandler.cancel_dump_traceback_later()
         faulthandler.cancel_dump_traceback_later()
 
     def _called(self) -> bool:

@@ -43,7 +43,7 @@ class Watching:
                 also |= self._noted(self._profiler.between(step))
         else:
             also |= self._noted(self._profiler.between(step))
-        if self._held_out.due(step, self._last_step) and not stats.stop:
+        if self._held_out.due(step, self._last_step) and (not stats.stop or step == self._last_step):
             with self._hold():
                 also |= self._evaluated()
         if self._log is not None:

@@ -36,7 +36,7 @@ from fmray.train.metrics import METRICS, Meter, MetricsLog, Waited
 from fmray.train.nonfinite import Heard, NonfiniteGuard
 from fmray.train.profiling import PROFILE, Profiler
 from fmray.train.ranks import RANKS, RankClock, rank_path
-from fmray.train.remote import RemoteStates
+from fmray.train.remote import LEDGER_FOLDER, RemoteStates
 from fmray.train.retention import EVAL_LOSS, Since
 from fmray.train.saving import StateWriter
 from fmray.train.state import TrainState, last_good_state, prune_states, state_folder
@@ -79,7 +79,7 @@ class PretrainJob:
     @property
     def ledger(self) -> Path:
         """Where workers put down which rows they read."""
-        return self.out / "work" / "ledger"
+        return self.out / LEDGER_FOLDER
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _watching(job: PretrainJob, place: Place, engine: Engine, hf_config: Mapping
 
 
 def _writer(job: PretrainJob, place: Place, attempt: str) -> StateWriter:
-    config, remote = job.config, RemoteStates(job.remote) if job.remote is not None else None
+    config, remote = job.config, RemoteStates(job.remote, job.out) if job.remote is not None else None
     return StateWriter(
         job.states, rank=place.rank, world_size=place.world_size, attempt=attempt, keep=config.keep_checkpoints,
         asynchronous=config.checkpoint_async, remote=remote,
@@ -235,7 +235,7 @@ def flops_of(job: PretrainJob, hf_config: Mapping[str, Any], n_params: int) -> f
     """FLOPs of a trained position; None where neither the architecture nor the config of a model from outside tells."""
     objective = job.config.objective
     if job.model is not None and job.model.family not in ("decoder", "encoder"):
-        return job.model.flops_per_token(int(hf_config.get("vocab_size") or 0), job.positions)
+        return job.model.flops_per_token(int(hf_config.get("vocab_size") or 0), job.positions, objective.reads)
     # Without a head the table of tokens is looked up and never multiplied.
     told = hf_config if objective.head != "encoder" else {**hf_config, "tie_word_embeddings": False}
     once = flops_per_token(told, n_params, job.seq_len)
@@ -252,8 +252,9 @@ def _resume(job: PretrainJob, place: Place, engine: Engine) -> tuple[Cursor, int
 
     found: list[Any] = [None, 0, ""]
     if place.rank == 0:
-        prune_states(job.states, job.config.keep_checkpoints.steps)
         good = last_good_state(job.states) or (last_good_state(job.previous) if job.previous else None)
+        # What is gone on from stays, whatever the policy says of states that may be damaged.
+        prune_states(job.states, lambda states: job.config.keep_checkpoints.steps(states) | ({good[1].step} if good else set()))
         found = [good, next_attempt(job.ledger), uuid.uuid4().hex]
     if place.world_size > 1:
         torch.distributed.broadcast_object_list(found, src=0)
@@ -264,6 +265,8 @@ def _resume(job: PretrainJob, place: Place, engine: Engine) -> tuple[Cursor, int
     engine.load(folder)
     if engine.step != state.step:
         raise ArtifactError(f"holds step {engine.step}, not {state.step} as its state.json says", where=str(folder))
+    if folder.parent == job.previous:
+        engine.begin_round()
     return state.cursor, attempt, name
 
 

@@ -1,5 +1,6 @@
 """States of real Ray Train workers: written beside training or not, kept by the policy, and found again where only the store has them."""
 
+import json
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from transformers import AutoModelForPreTraining
 
 from fmray.core.errors import RunError
 from fmray.model.fresh import fresh_model
+from fmray.train.pretrain import LEDGER
 from fmray.train.retention import LOSS
 from fmray.train.state import latest_state, whole_states
 from tests.data import made
@@ -26,15 +28,17 @@ def dataset(tmp_path_factory):
 def test_a_run_whose_folder_was_lost_goes_on_from_the_store(dataset, tmp_path):
     quiet = pretrain(tmp_path / "quiet" / "base", dataset, checkpoint_async=False)
     root, store = tmp_path / "base", tmp_path / "mounted"
-    options = {"states": f"file://{store}", "keep_checkpoints": {"last": 1, "best": 1, "every_hours": 24}}
+    options = {"states": f"file://{store}", "keep_checkpoints": {"last": 1, "best": 1, "every_hours": 24}, "ledger": True}
     killed_at = kill_a_worker_after(root, 34)
     with pytest.raises(RunError, match="worker was lost"):
         pretrain(root, dataset, max_failures=0, **options)
     assert killed_at() < 40
     assert latest_state(root / "work" / "train") is not None
-    shutil.rmtree(root / "work" / "train")
+    # As on a machine that has never seen it: the figures of its first steps and the ledger of their rows come back as well.
+    shutil.rmtree(root)
     artifact = pretrain(root, dataset, **options)
     assert curve(root) == curve(quiet.path)
+    assert json.loads((root / LEDGER).read_text())["proven"]
     assert artifact.payload.digest == quiet.payload.digest
     (run,) = store.iterdir()
     assert run.name.startswith("base-")

@@ -9,6 +9,7 @@ from fmray.core.config import load_config
 from fmray.core.errors import ConfigError
 from fmray.model.architectures.bart import DECODED, ENCODED, SIZES, Bart
 from fmray.model.checkpoint import count_weights
+from fmray.objectives.span_corruption import SpanCorruption
 from tests.model.test_decoder import Holder
 
 
@@ -30,13 +31,14 @@ def test_what_is_saved_counts_as_many(tmp_path):
     assert count_weights(tmp_path) == shape.count_params(64, 16)
 
 
-def test_flops_agree_with_torchs_counter():
+@pytest.mark.parametrize("reads", [None, SpanCorruption(share=0.4).reads], ids=["as it is trained", "spans"])
+def test_flops_agree_with_torchs_counter(reads):
     shape, seq_len = Bart(), 200
     model = AutoModelForSeq2SeqLM.from_config(shape.hf_config(512, seq_len), attn_implementation="eager")
-    read, written = (torch.ones(2, int(part * seq_len), dtype=torch.long) for part in (ENCODED, DECODED))
+    read, written = (torch.ones(2, int(part * seq_len), dtype=torch.long) for part in reads or (ENCODED, DECODED))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=read, decoder_input_ids=written, use_cache=False).logits.sum().backward()
-    assert shape.flops_per_token(512, seq_len) == pytest.approx(counter.get_total_flops() / (2 * seq_len), rel=0.05)
+    assert shape.flops_per_token(512, seq_len, reads) == pytest.approx(counter.get_total_flops() / (2 * seq_len), rel=0.05)
 
 
 def test_bad_dimensions_are_named():

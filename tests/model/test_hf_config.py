@@ -1,6 +1,7 @@
 """Shapes from a Hugging Face config file: what is built, counted and kept apart, and files that describe nothing that is trained here."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from fmray.core.config import Config, load_config
 from fmray.core.errors import ConfigError
 from fmray.model.architectures import Architecture
 from fmray.model.architectures.hf_config import AUTO_CLASSES, FAMILIES, HFConfig
+from fmray.model.flops import flops_per_token
 from fmray.objectives.causal_lm import CausalLM
 from tests.train.rows import VOCAB, packed_rows
 
@@ -92,3 +94,15 @@ def test_a_row_longer_than_its_positions_is_refused(file):
     with pytest.raises(ConfigError, match="has 40 positions and a row 64"):
         HFConfig(path=str(file("gpt2"))).check(64)
     HFConfig(path=str(file("gpt2"))).check(40)
+
+
+def test_a_file_that_changes_later_changes_nothing(file):
+    shape = HFConfig(path=str(file("llama")))
+    (file("llama") / "config.json").unlink()
+    assert pickle.loads(pickle.dumps(shape)).hf_config(VOCAB, 32).hidden_size == 32
+
+
+def test_gpt2s_own_words_tell_its_flops_as_well(file):
+    shape = HFConfig(path=str(file("gpt2", n_layer=2, n_embd=32, n_head=2)))
+    config = shape.hf_config(VOCAB, 32).to_dict()
+    assert flops_per_token(config, shape.count_params(VOCAB, 32), 32) == shape.flops_per_token(VOCAB, 32)

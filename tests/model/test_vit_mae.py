@@ -8,6 +8,7 @@ from transformers import AutoModelForPreTraining
 from fmray.core.config import load_config
 from fmray.core.errors import ConfigError
 from fmray.model.architectures.vit_mae import SIZES, VitMae
+from fmray.objectives.masked_image import MaskedImage
 from tests.model.test_decoder import Holder
 
 
@@ -19,13 +20,16 @@ def test_every_size_counts_its_parameters_exactly(size, image, patch):
     assert model.count_params(0) == sum(p.numel() for p in built.parameters())
 
 
-def test_flops_agree_with_torchs_counter():
+@pytest.mark.parametrize("hidden", [0.75, 0.5])
+def test_flops_agree_with_torchs_counter(hidden):
     model = VitMae(size="micro").fit((32, 32, 3))
-    built = AutoModelForPreTraining.from_config(model.hf_config(0, 0), attn_implementation="eager")
+    config = model.hf_config(0, 0)
+    config.mask_ratio = hidden
+    built = AutoModelForPreTraining.from_config(config, attn_implementation="eager")
     with FlopCounterMode(display=False) as counter:
         built(pixel_values=torch.randn(2, 3, 32, 32)).loss.backward()
     assert model.positions(0) == 64
-    assert model.flops_per_token(0, 64) == pytest.approx(counter.get_total_flops() / (2 * 64), rel=0.05)
+    assert model.flops_per_token(0, 64, MaskedImage(mask_ratio=hidden).reads) == pytest.approx(counter.get_total_flops() / (2 * 64), rel=0.05)
 
 
 @pytest.mark.parametrize(("image", "said"), [((28, 32, 1), "not square"), ((30, 30, 1), "not a multiple of patch_size 4"), (None, "holds text")])

@@ -1,5 +1,6 @@
 """What cannot work is refused in one line with exit code 2, before Ray is even looked for."""
 
+import json
 import os
 
 import pytest
@@ -115,3 +116,23 @@ def test_rows_longer_than_the_positions_of_a_checkpoint(init, tmp_path):
 def test_an_architecture_of_another_family(dataset, tmp_path):
     error = refused("objective causal_lm trains an architecture of the family decoder, and model encoder is of encoder", tmp_path, dataset, model={"type": "encoder"})
     assert isinstance(error, ConfigError)
+
+
+def test_packed_rows_for_a_checkpoint_that_may_not_keep_documents_apart(dataset, init, tmp_path):
+    config = json.loads((init.path / "config.json").read_text()) | {"model_type": "opt"}
+    (init.path / "config.json").write_text(json.dumps(config))
+    odd = rewritten(init, digest=hf_digest(init.path))
+    refused("it is not known whether models of the type opt keep documents apart", tmp_path, dataset, model=None, init=odd)
+
+
+def test_a_gpt2_has_as_many_positions_as_it_says(init, tmp_path):
+    config = json.loads((init.path / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (init.path / "config.json").write_text(json.dumps(config | {"model_type": "gpt2", "n_positions": 64}))
+    longer = token_dataset(tmp_path / "longer", seq_len=128)
+    refused("rows of 128 positions are longer than the 64 of base", tmp_path, longer, model=None, init=rewritten(init, digest=hf_digest(init.path)))
+
+
+def test_a_round_whose_states_are_gone(dataset, init, tmp_path):
+    before = rewritten(init, step=20)
+    refused("holds no state to go on from", tmp_path, dataset, previous=before)

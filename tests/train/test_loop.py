@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import torch
 
 from fmray.core.cursor import Cursor
 from fmray.core.errors import RunError
@@ -57,3 +58,21 @@ def test_a_batch_without_targets_stops_it():
     rows["segment_ids_BT"][:] = 0
     with pytest.raises(RunError, match="holds no target"):
         engine().train_batch([OBJECTIVE.collate(rows)], OBJECTIVE)
+
+
+def test_seeds_draw_other_dropouts_and_the_same_seed_the_same():
+    def drawn(seed):
+        found = []
+
+        class Draws(TorchEngine):
+            def train_batch(self, *args):
+                found.append(torch.rand(3).tolist())
+                return super().train_batch(*args)
+
+        loop.train(Draws(model(), Optim(), lambda step: 1e-3, precision="fp32"), OBJECTIVE, batches(CASE, 0, 1, 0), max_steps=2, seed=seed, on_step=lambda *_: None)
+        return found
+
+    first = drawn(0)
+    assert first == drawn(0)
+    assert first[0] != first[1]
+    assert not [draw for draw in drawn(1) if draw in first]

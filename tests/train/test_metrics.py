@@ -97,3 +97,24 @@ def test_a_watched_line_tells_where_the_time_goes(tmp_path):
     assert second["tokens_per_s"] > 1000 / 0.05
     # Eight steps remain, each as long as the one before, checkpoint included.
     assert second["eta_s"] >= 8 * 0.05 - 0.1
+
+
+def test_a_full_storage_is_waited_for_and_leaves_no_half_line(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, from_step=0, tokens_per_step=1)
+    log.write(1, stats(1))
+    whole, tries = log._add, []
+
+    def full(content):
+        tries.append(content)
+        if len(tries) == 1:
+            with path.open("ab") as file:
+                file.write(content[:20])
+            raise OSError(28, "No space left on device")
+        whole(content)
+
+    monkeypatch.setattr(log, "_add", full)
+    monkeypatch.setattr("fmray.train.storage.WAITS_S", (0.01,))
+    log.write(2, stats(2))
+    log.write(3, stats(3))
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]

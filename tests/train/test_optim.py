@@ -12,6 +12,7 @@ from fmray.train.schedules import Schedule
 from fmray.train.schedules.constant import Constant
 from fmray.train.schedules.cosine import Cosine
 from fmray.train.schedules.linear import Linear
+from fmray.train.schedules.wsd import Wsd
 
 
 def test_warm_up_rises_evenly_and_the_first_step_moves():
@@ -25,6 +26,13 @@ def test_cosine_and_linear_fall_from_the_peak_to_their_floor():
         assert optim.lr_at(10, 110) == 2.0
         assert optim.lr_at(60, 110) == pytest.approx(2.0 * middle)
         assert optim.lr_at(109, 110) == pytest.approx(2.0 * 0.2, rel=0.05)
+
+
+def test_wsd_stays_at_the_peak_and_falls_at_the_end():
+    optim = Optim(lr=2.0, warmup_steps=10, schedule=Wsd(decay_share=0.25, min_lr_ratio=0.1))
+    assert {optim.lr_at(step, 110) for step in range(10, 86)} == {2.0}
+    assert optim.lr_at(97, 110) == pytest.approx(2.0 * (1 - 0.9 * 12 / 25))
+    assert Wsd(min_lr_ratio=0.1).factor(1.0) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("cls", Schedule.members().values(), ids=lambda cls: cls.__name__)

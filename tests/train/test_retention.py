@@ -7,7 +7,7 @@ from fmray.core.cursor import Cursor
 from fmray.core.errors import ConfigError
 from fmray.train.config import PretrainConfig
 from fmray.train.engine import StepStats
-from fmray.train.retention import LOSS, Keep, Since
+from fmray.train.retention import EVAL_LOSS, LOSS, Keep, Since
 from fmray.train.state import TrainState
 
 BASE = {"model": {"type": "decoder"}, "global_batch_size": 8, "max_steps": 10}
@@ -74,3 +74,8 @@ def test_a_state_tells_the_mean_loss_of_the_steps_since_the_one_before():
     since.add(StepStats(2.0, 2, 1.0, 0.1))
     assert since.take() == {LOSS: 2.0}
     assert since.take() == {}
+
+
+def test_a_held_out_loss_is_that_of_the_first_state_that_tells_it():
+    told = [TrainState(step=10 * i, cursor=Cursor(), engine="torch fp32", world_size=1, metrics={EVAL_LOSS: loss}) for i, loss in enumerate([3.0, 2.0, 2.0, 2.0, 2.5], start=1)]
+    assert Keep(last=1, best=1, metric=EVAL_LOSS).steps(told) == {20, 50}

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Family = Literal["decoder", "encoder", "encoder_decoder", "image_autoencoder"]
+# Shares of a row's positions: what the first half of a model reads of it, and what the second does.
+Reads = tuple[float, float]
 VOCAB_MULTIPLE = 64
 Shape = TypeVar("Shape", bound=Config)
 
@@ -56,10 +58,13 @@ class Architecture(Component, package="fmray.model.architectures"):
         """Parameters, shared ones counted once: equal to the built model's own count. Rotary positions have none."""
 
     @abc.abstractmethod
-    def flops_per_token(self, vocab_size: int, seq_len: int) -> float:
-        """Floating-point operations of forward and backward for one trained position in a row of `seq_len`."""
+    def flops_per_token(self, vocab_size: int, seq_len: int, reads: Reads | None = None) -> float:
+        """Floating-point operations of forward and backward for one trained position in a row of `seq_len`.
 
-    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str) -> float | None:
+        `reads` is what the objective lets either half of a model with two read of a row; left out, what its usual objective does.
+        """
+
+    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str, reads: Reads | None = None) -> float | None:
         """Bytes that forward and backward of one row hold at once besides weights and gradients (see `fmray.model.activations`).
 
         None where an architecture does not count them.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fmray.core.config import Config
-from fmray.model.architectures import Architecture, Family, overridden
+from fmray.model.architectures import Architecture, Family, Reads, overridden
 
 if TYPE_CHECKING:
     from transformers import BartConfig
@@ -94,14 +94,15 @@ class Bart(Architecture):
         tables = (vocab_size + 2 * (max_positions + UNUSED_POSITIONS)) * shape.d_model
         return tables + matrices + biases + norms
 
-    def flops_per_token(self, vocab_size: int, seq_len: int) -> float:
+    def flops_per_token(self, vocab_size: int, seq_len: int, reads: Reads | None = None) -> float:
         """6 N + 12 d T a layer of each half, as `T5.flops_per_token`, for one of the `seq_len` tokens of a document before spans are hidden."""
         shape = self.shape
         attention, mlp = self._layer()
         encoder = shape.num_layers * (attention + mlp + attention / 2)
         decoder = shape.num_layers * (attention + mlp + attention / 2) + vocab_size * shape.d_model
-        pairs = ENCODED**2 + DECODED**2 + ENCODED * DECODED
-        return 6.0 * (ENCODED * encoder + DECODED * decoder) + 12.0 * shape.num_layers * shape.d_model * seq_len * pairs
+        read, written = reads or (ENCODED, DECODED)
+        pairs = read**2 + written**2 + read * written
+        return 6.0 * (read * encoder + written * decoder) + 12.0 * shape.num_layers * shape.d_model * seq_len * pairs
 
     def _layer(self) -> tuple[int, int]:
         """The matrices of one attention and of one MLP."""

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from fmray.core.config import Config
 from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
-from fmray.model.architectures import Architecture, Family, overridden
+from fmray.model.architectures import Architecture, Family, Reads, overridden
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -106,7 +106,7 @@ class Decoder(Architecture):
         norms = shape.hidden_size * (2 * shape.num_hidden_layers + 1)
         return self._matrix_params() + norms + tables * vocab_size * shape.hidden_size
 
-    def flops_per_token(self, vocab_size: int, seq_len: int) -> float:
+    def flops_per_token(self, vocab_size: int, seq_len: int, reads: Reads | None = None) -> float:
         """6 N + 12 L d T (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, with the backward pass counted twice the forward).
 
         N are the parameters that multiply: the input embedding is looked up and not counted, the output head is. L layers,
@@ -117,7 +117,7 @@ class Decoder(Architecture):
         n = self._matrix_params() + vocab_size * shape.hidden_size
         return 6.0 * n + 12.0 * shape.num_hidden_layers * shape.hidden_size * seq_len
 
-    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str) -> float:
+    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str, reads: Reads | None = None) -> float:
         """A layer keeps of each norm its input in float32, what it normalised and its output; q, k (turned) and v, k and v repeated for
         every head; attention's output twice; and four times the MLP's inner width. Packed rows are masked.
         """

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from fmray.core.config import Config
 from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
-from fmray.model.architectures import Architecture, Family, overridden
+from fmray.model.architectures import Architecture, Family, Reads, overridden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -113,13 +113,13 @@ class Encoder(Architecture):
         extra = max_positions + 2 if self.variant == "bert" else max_positions + 1 + 1
         return total + extra * width + 2 * width
 
-    def flops_per_token(self, vocab_size: int, seq_len: int) -> float:
+    def flops_per_token(self, vocab_size: int, seq_len: int, reads: Reads | None = None) -> float:
         """6 N + 12 L d T, as `Decoder.flops_per_token`: N are the parameters that multiply, the whole T x T square is computed."""
         shape = self.shape
         n = self._matrix_params() + vocab_size * shape.hidden_size
         return 6.0 * n + 12.0 * shape.num_hidden_layers * shape.hidden_size * seq_len
 
-    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str) -> float:
+    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str, reads: Reads | None = None) -> float:
         """What `KEPT` says of every layer, the head's dense layer and norm, and the logits. Packed rows are masked."""
         shape = self.shape
         widths, inners = KEPT[self.variant]

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import PrivateAttr, model_validator
 
 from fmray.core.errors import ConfigError
-from fmray.model.architectures import Architecture, Family
+from fmray.model.architectures import Architecture, Family, Reads
 from fmray.model.flops import flops_per_token
-from fmray.model.positions import position_offset
+from fmray.model.positions import max_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -35,6 +35,7 @@ class HFConfig(Architecture):
 
     type: Literal["hf_config"] = "hf_config"
     path: str
+    _told: dict[str, Any] | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
@@ -45,11 +46,16 @@ class HFConfig(Architecture):
         return self
 
     def read(self) -> dict[str, Any]:
-        """The file's content.
+        """The file's content, as it was when this was made: workers elsewhere, and those started again later, build the same.
 
         Raises:
             ValueError: there is none, or it is no JSON object.
         """
+        if self._told is None:
+            self._told = self._parsed()
+        return self._told
+
+    def _parsed(self) -> dict[str, Any]:
         file = Path(self.path).expanduser()
         file = file / FILE if file.is_dir() else file
         try:
@@ -78,8 +84,8 @@ class HFConfig(Architecture):
     def check(self, seq_len: int) -> None:
         """Wants as many positions as a row has, where positions come from a table or are limited."""
         told = self.read()
-        positions = next((told[name] for name in ("max_position_embeddings", "n_positions") if name in told), None)
-        if positions is not None and positions - position_offset(told) < seq_len:
+        positions = max_positions(told)
+        if positions is not None and positions < seq_len:
             raise ConfigError(f"{self.path} has {positions} positions and a row {seq_len}", where="model", todo="prepare shorter rows (seq_len)")
 
     def hf_config(self, vocab_size: int, max_positions: int) -> "PreTrainedConfig":
@@ -101,7 +107,7 @@ class HFConfig(Architecture):
             model = getattr(transformers, AUTO_CLASSES[self.family]).from_config(self.hf_config(vocab_size, max_positions))
         return sum(parameter.numel() for parameter in model.parameters())
 
-    def flops_per_token(self, vocab_size: int, seq_len: int) -> float:
+    def flops_per_token(self, vocab_size: int, seq_len: int, reads: Reads | None = None) -> float:
         """6 N + 12 L d T by the config; of an encoder-decoder as if every position went through both halves.
 
         Raises:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from fmray.core.config import Config
 from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
-from fmray.model.architectures import Architecture, Family, overridden
+from fmray.model.architectures import Architecture, Family, Reads, overridden
 
 if TYPE_CHECKING:
     from transformers import T5Config
@@ -79,7 +79,7 @@ class T5(Architecture):
         norms = shape.d_model * (5 * shape.num_layers + 2)
         return vocab_size * shape.d_model + matrices + norms + 2 * BUCKETS * shape.num_heads
 
-    def flops_per_token(self, vocab_size: int, seq_len: int) -> float:
+    def flops_per_token(self, vocab_size: int, seq_len: int, reads: Reads | None = None) -> float:
         """6 N + 12 d T a layer of each half, as `Decoder.flops_per_token`, for one of the `seq_len` tokens of a row before spans are hidden.
 
         Keys and values of the attention between the halves are computed for what the encoder read, queries for what the decoder reads.
@@ -89,10 +89,11 @@ class T5(Architecture):
         inner = shape.num_heads * shape.d_kv
         encoder = shape.num_layers * (attention + mlp + attention / 2)
         decoder = shape.num_layers * (attention + mlp + attention / 2) + vocab_size * shape.d_model
-        pairs = ENCODED**2 + DECODED**2 + ENCODED * DECODED
-        return 6.0 * (ENCODED * encoder + DECODED * decoder) + 12.0 * shape.num_layers * inner * seq_len * pairs
+        read, written = reads or (ENCODED, DECODED)
+        pairs = read**2 + written**2 + read * written
+        return 6.0 * (read * encoder + written * decoder) + 12.0 * shape.num_layers * inner * seq_len * pairs
 
-    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str) -> float:
+    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str, reads: Reads | None = None) -> float:
         """As `Decoder.activation_bytes` for either half and what it reads of a row. Scores are kept with any attention, for the table of
         relative positions is learned through them.
         """
@@ -101,7 +102,7 @@ class T5(Architecture):
         norm, attended, mlp = 2 * shape.d_model, shape.d_model + 5 * inner, shape.d_model + 8 * shape.d_ff
         encoder = kept_bytes(n * (2 * norm + attended + mlp), 2 * n * shape.d_model, precision)
         decoder = kept_bytes(n * (3 * norm + 2 * attended + mlp), 3 * n * shape.d_model, precision)
-        read, written = ENCODED * seq_len, DECODED * seq_len
+        read, written = (share * seq_len for share in reads or (ENCODED, DECODED))
         pairs = ((read, read), (written, written), (written, read))
         scores = sum(attention_bytes(n, shape.num_heads, queries, keys, precision=precision, attention="eager", masked=True) for queries, keys in pairs)
         return read * encoder + written * (decoder + LOGIT_BYTES * vocab_size) + scores

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from fmray.core.config import Config
 from fmray.core.errors import ConfigError
 from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
-from fmray.model.architectures import Architecture, Family, overridden
+from fmray.model.architectures import Architecture, Family, Reads, overridden
 
 if TYPE_CHECKING:
     from transformers import ViTMAEConfig
@@ -121,13 +121,13 @@ class VitMae(Architecture):
         width, decoder_width = shape.hidden_size, shape.decoder_hidden_size
         return total + (values * width + width) + (width * decoder_width + decoder_width) + (decoder_width * values + values)
 
-    def flops_per_token(self, vocab_size: int, seq_len: int) -> float:
+    def flops_per_token(self, vocab_size: int, seq_len: int, reads: Reads | None = None) -> float:
         """6 N + 12 L d T of each half over the positions it sees (a quarter of the patches, all of them), shared among `seq_len` patches.
 
         Both see a token more, which stands for the whole image.
         """
         values, total = self.patch_size**2 * self._fitted[2], 0.0
-        for part, seen in (("", int(seq_len * KEPT) + 1), ("decoder_", seq_len + 1)):
+        for part, seen in (("", int(seq_len * (reads or (KEPT,))[0]) + 1), ("decoder_", seq_len + 1)):
             layers, width, inner = self._half(part)
             n = layers * (4 * width * width + 2 * width * inner)
             n += values * width if part else width * self.shape.decoder_hidden_size
@@ -135,10 +135,10 @@ class VitMae(Architecture):
         # All patches are embedded before three quarters of them are dropped; no gradient flows back into pixels.
         return total / seq_len + 4.0 * values * self.shape.hidden_size
 
-    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str) -> float:
+    def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str, reads: Reads | None = None) -> float:
         """A layer of either half keeps the inputs of norms and matrices, q, k and v, attention's output twice, and the MLP's inside twice."""
         values, total = self.patch_size**2 * self._fitted[2], 0.0
-        for part, seen in (("", int(seq_len * KEPT) + 1), ("decoder_", seq_len + 1)):
+        for part, seen in (("", int(seq_len * (reads or (KEPT,))[0]) + 1), ("decoder_", seq_len + 1)):
             layers, width, inner = self._half(part)
             heads = getattr(self.shape, f"{part}num_attention_heads")
             total += seen * kept_bytes(layers * (9 * width + 2 * inner) + 3 * width, 0, precision)
