@@ -4,11 +4,11 @@ import contextlib
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fmray.core.beside import looking
 from fmray.core.errors import ArtifactError
 
 HEARTBEAT_S = 5.0
@@ -40,21 +40,16 @@ def hold(root: Path) -> Iterator[None]:
         raise ArtifactError("another process took the lock at the same moment", where=str(root), todo="try again")
     with os.fdopen(descriptor, "w") as file:
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "started": _process_start(os.getpid())}, file)
-    stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, stop), daemon=True, name="fmray-lock")
-    beat.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        beat.join()
-        path.unlink(missing_ok=True)
 
-
-def _beat(path: Path, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_S):
+    def beat() -> None:
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)
+
+    try:
+        with looking(beat, HEARTBEAT_S, "lock"):
+            yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def lock_path(root: Path) -> Path:

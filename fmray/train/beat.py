@@ -3,10 +3,11 @@
 import contextlib
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from fmray.core.beside import looking
 
 INTERVAL_S = 0.3
 
@@ -31,21 +32,14 @@ class Beat:
 def following(path: Path, tell: Callable[[dict[str, float]], None]) -> Iterator[None]:
     """Driver side: while the block runs, `tell` gets the figures that a `Beat` writes to `path`, from another thread."""
     path.unlink(missing_ok=True)
-    ended = threading.Event()
+    shown: dict[str, float] | None = None
 
-    def watch() -> None:
-        shown = None
-        while not ended.wait(INTERVAL_S):
-            with contextlib.suppress(FileNotFoundError):
-                figures = json.loads(path.read_text())
-                if figures != shown:
-                    tell(figures)
-                    shown = figures
+    def look() -> None:
+        nonlocal shown
+        with contextlib.suppress(FileNotFoundError):
+            if (figures := json.loads(path.read_text())) != shown:
+                tell(figures)
+                shown = figures
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with looking(look, INTERVAL_S, "beat"):
         yield
-    finally:
-        ended.set()
-        thread.join()

@@ -7,12 +7,12 @@ same command may have started others, which write the same states and metrics.
 import contextlib
 import json
 import os
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from fmray.core.artifact import write_json
+from fmray.core.beside import looking
 
 LATEST = "latest_start.json"
 LOOK_EVERY_S = 0.5
@@ -28,20 +28,11 @@ def begin(folder: Path) -> str:
 @contextlib.contextmanager
 def inside(folder: Path, start: str) -> Iterator[None]:
     """While the block runs, this process ends when another start than this one is the latest. A storage that does not answer changes nothing."""
-    ended = threading.Event()
 
     def look() -> None:
-        while True:
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                if json.loads((folder / LATEST).read_text())["start"] != start:
-                    os._exit(1)
-            if ended.wait(LOOK_EVERY_S):
-                return
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if json.loads((folder / LATEST).read_text())["start"] != start:
+                os._exit(1)
 
-    thread = threading.Thread(target=look, daemon=True, name="fmray-fence")
-    thread.start()
-    try:
+    with looking(look, LOOK_EVERY_S, "fence"):
         yield
-    finally:
-        ended.set()
-        thread.join()

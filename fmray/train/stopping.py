@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from fmray.core.beside import looking
+
 STOP = "stop.json"
 STOPPED = "stopped.json"
 LOOK_EVERY_S = 0.5
@@ -60,21 +62,16 @@ def listening(folder: Path) -> Iterator[None]:
     """While the block runs, SIGTERM or a file `STOP` in `folder` asks this worker to stop."""
     _asked.clear()
     _training.set()
-    ended = threading.Event()
 
     def look() -> None:
-        while not ended.wait(LOOK_EVERY_S):
-            if (folder / STOP).exists():
-                _asked.set()
+        if (folder / STOP).exists():
+            _asked.set()
 
-    thread = threading.Thread(target=look, daemon=True, name="fmray-stop")
-    thread.start()
     try:
-        yield
+        with looking(look, LOOK_EVERY_S, "stop"):
+            yield
     finally:
         _training.clear()
-        ended.set()
-        thread.join()
 
 
 class Termination:
