@@ -43,11 +43,12 @@ def connect() -> None:
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     options: dict[str, Any] = {"logging_level": "WARNING"}
-    runtime_env: dict[str, Any] = {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}}
+    _private = not os.environ.get("RAY_ADDRESS")
+    # The processes of a Ray of one's own inherit them; asked for once more, they would be started anew beside those that wait already.
+    runtime_env: dict[str, Any] = {} if _private else {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}}
     texts = plugins.sources()
     if texts:
         runtime_env["worker_process_setup_hook"] = _plugin_hook(texts)
-    _private = not os.environ.get("RAY_ADDRESS")
     if _private:
         _folder = folder = _short_temporary_folder()
         atexit.register(close)

@@ -1,5 +1,6 @@
 """Starts workers through Ray Train, watches them, and brings their errors back as one line."""
 
+import importlib
 import json
 import logging
 import os
@@ -66,7 +67,11 @@ def launch(
         RunError: workers were lost more than `max_failures` times, or failed otherwise, or the cluster's head is gone.
     """
     resources = {"CPU": float(cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    # Ray starts in processes of its own; torch, which Ray Train imports, comes in meanwhile.
+    importing = threading.Thread(target=importlib.import_module, args=("torch",))
+    importing.start()
     cluster.connect()
+    importing.join()
     cluster.require([resources] * num_workers.min, wait_s)
     if cluster.is_private():
         # Nobody takes a node away from under a Ray of one's own, and each helper process costs seconds of start-up.

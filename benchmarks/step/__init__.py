@@ -1,0 +1,1 @@
+"""The training step beside bare loops and Hugging Face's Trainer."""
