@@ -16,7 +16,8 @@ R = TypeVar("R")
 
 # Ray Train's controller answers report() once per poll; its default of 2 s would cost as much at every checkpoint.
 ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # A tenth of a second finds no lost worker much sooner, and costs a percent of two cores.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "TOKENIZERS_PARALLELISM": "false",

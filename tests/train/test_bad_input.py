@@ -71,7 +71,7 @@ def test_a_schedule_that_there_is_not(dataset, tmp_path):
         ({"zero_optimization": {"overlap_com": True}}, r"run\.deepspeed\.overlap_com: DeepSpeed refuses the override: Extra inputs are not permitted"),
         ({"zero_optimization": {"reduce_bucket_size": -4}}, r"run\.deepspeed\.reduce_bucket_size: DeepSpeed refuses the override: Input should be greater than 0"),
         ({"communication_data_type": "int3"}, r"run\.deepspeed: DeepSpeed refuses the override: Invalid communication_data_type"),
-        ({"bf16": 3}, r"run\.deepspeed: DeepSpeed refuses the override"),
+        ({"bf16": 3}, r"deepspeed\.bf16: must be a mapping"),
         ({"zero_optimization": 4}, r"deepspeed\.zero_optimization: must be a mapping"),
         ({"fp16": 4}, r"deepspeed\.fp16: must be a mapping"),
     ],
