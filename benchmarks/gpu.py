@@ -175,7 +175,7 @@ def train(case: dict[str, Any], folder: Path) -> None:
         config=config, model=config.model, dataset=folder / "corpus", vocab_size=VOCAB, seq_len=case["seq_len"], positions=case["seq_len"], special_ids=data.special_ids,
         out=folder / "out", states=folder / "out" / "work" / "train", first_step=0, last_step=10**6, previous=None, init=None,
     )  # fmt: skip
-    worker.run_pretraining(job, worker.Place(rank=0, world_size=1, local_world_size=1), lambda step, state: None)
+    worker.run_pretraining(job, worker.Place(rank=0, world_size=1, local_world_size=1))
 
 
 def packed(n_rows: int, seq_len: int, seed: int) -> dict[str, np.ndarray]:
