@@ -79,7 +79,7 @@ def _judge(
     if control is not None:
         predictions[RANDOM_INIT] = predict(control, task, data, config.micro_batch_size)
     seen_N = _seen(data.splits["test"].texts, hashes)
-    _write_examples(folder / EXAMPLES, task, data, predictions, seen_N)
+    write_examples(folder / EXAMPLES, task, data, predictions, seen_N)
     _write_confusion(folder / CONFUSION, data, predictions[MODEL])
     return task_metrics(task, data, predictions, notes, seen_N, config.seed)
 
@@ -141,16 +141,24 @@ def task_metrics(
     return metrics
 
 
-def _write_examples(path: Path, task: Task, data: TaskData, predictions: Mapping[str, Predictions], seen_N: NDArray[np.float64] | None) -> None:
+def write_examples(path: Path, task: Task, data: TaskData, predictions: Mapping[str, Predictions], seen_N: NDArray[np.float64] | None) -> None:
+    """One line of JSON a test example: what it is, what each system says of it, and the model's figures on it alone, by which `compare` goes."""
     test, sure_N = data.splits["test"], predictions[MODEL].confidence_N
     with path.open("w", encoding="utf-8") as file:
         for index, (one, target) in enumerate(zip(test.inputs, test.targets, strict=True)):
-            row: dict[str, Any] = {"text" if isinstance(one, str) else "input": one, "label": task.shown(data.labels, target)}
+            row: dict[str, Any] = {"task": task.name, "text" if isinstance(one, str) else "input": one, "label": task.shown(data.labels, target)}
             row |= {system: task.shown(data.labels, said.values[index]) for system, said in predictions.items()}
+            row["figures"] = _alone(task, data.labels, target, predictions[MODEL].alone(index))
             if sure_N is not None:
                 row["probability"] = round(float(sure_N[index]), 6)
             row["pretraining_overlap"] = None if seen_N is None else round(float(seen_N[index]), 4)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _alone(task: Task, labels: Sequence[str], target: Any, said: Predictions) -> dict[str, float]:
+    """The figures that an example has on its own."""
+    found = task.metrics(labels, [target], said) if task.per_example else {}
+    return {name: round(found[name], 6) for name in task.per_example}
 
 
 def _write_confusion(path: Path, data: TaskData, said: Predictions) -> None:

@@ -122,6 +122,11 @@ class Predictions:
     confidence_N: NDArray[np.float64] | None = None
     losses_N2: NDArray[np.float64] | None = None
 
+    def alone(self, at: int) -> "Predictions":
+        """What it says of one example."""
+        confidence, losses = (None if column is None else column[at : at + 1] for column in (self.confidence_N, self.losses_N2))
+        return Predictions([self.values[at]], confidence, losses)
+
 
 class Task(Component, package="fmray.tasks"):
     """A downstream task. `name` is the middle part of its metric keys: `eval/<name>/macro_f1`.
@@ -131,6 +136,7 @@ class Task(Component, package="fmray.tasks"):
         problem: the `problem_type` that the model's config.json keeps.
         metric_names: the figures that an epoch or a trial may be chosen by, all better when higher; `main_metric` is the default.
         lower_is_better: the other figures.
+        per_example: those of `metric_names` that one example has on its own, so that two models can be compared example by example.
     """
 
     head: ClassVar[Head]
@@ -138,6 +144,7 @@ class Task(Component, package="fmray.tasks"):
     metric_names: ClassVar[tuple[str, ...]]
     main_metric: ClassVar[str]
     lower_is_better: ClassVar[tuple[str, ...]] = ()
+    per_example: ClassVar[tuple[str, ...]] = ()
     name: str
 
     def load(self) -> TaskData:

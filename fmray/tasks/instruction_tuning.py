@@ -42,6 +42,7 @@ class InstructionTuning(Generative):
     head: ClassVar[Head] = "causal_lm"
     metric_names: ClassVar[tuple[str, ...]] = ("exact_match", "f1", "rouge_l")
     main_metric: ClassVar[str] = "f1"
+    per_example: ClassVar[tuple[str, ...]] = metric_names
     lower_is_better: ClassVar[tuple[str, ...]] = ("perplexity",)
     name: str = Field("instructions", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     prompt: str = "{text}"

@@ -47,6 +47,7 @@ class QuestionAnswering(Unlabelled):
     head: ClassVar[Head] = "question_answering"
     metric_names: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
     main_metric: ClassVar[str] = "f1"
+    per_example: ClassVar[tuple[str, ...]] = metric_names
     name: str = Field("answers", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     context: str = "text"
     question: str = "question"

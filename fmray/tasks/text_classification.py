@@ -42,6 +42,7 @@ class TextClassification(Sourced):
         "accuracy", "macro_f1", "macro_precision", "macro_recall", "weighted_f1", "weighted_precision", "weighted_recall", "mcc",
     )  # fmt: skip
     main_metric: ClassVar[str] = "macro_f1"
+    per_example: ClassVar[tuple[str, ...]] = ("accuracy",)
     lower_is_better: ClassVar[tuple[str, ...]] = ("ece",)
     name: str = Field("package", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     text: str = "text"

@@ -40,6 +40,7 @@ class TokenClassification(Sourced):
     head: ClassVar[Head] = "token_classification"
     metric_names: ClassVar[tuple[str, ...]] = ("span_f1", "span_precision", "span_recall", "span_macro_f1", "token_accuracy")
     main_metric: ClassVar[str] = "span_f1"
+    per_example: ClassVar[tuple[str, ...]] = ("token_accuracy",)
     name: str = Field("entities", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     words: str = "words"
     tags: str = "tags"
