@@ -33,7 +33,8 @@ class Sourced(Task):
 
     Attributes:
         source: the examples; all splits are cut from it but those that have a source of their own.
-        validation, test: sources of these splits; examples of `source` that stand in them too are left out.
+        validation, test: sources of these splits; examples of `source` that stand in them too, or are nearly the same, are left out, and
+            so are those of `validation` that stand in `test`.
         split: the shares of train, validation and test (those with a source of their own take none).
         max_examples: so many are drawn from `source`; None keeps all.
     """
@@ -96,10 +97,12 @@ class Sourced(Task):
         seen = {label for example in read for label in self.labels_in(example.target)}
         given = {name: self._by_index(self._seen_before(self.examples(source), seen, name), labels) for name, source in own.items()}
         examples = distinct(self._by_index(read, labels), removed)
-        elsewhere = {example.text for part in given.values() for example in part}
-        if elsewhere:
-            apart = [example for example in examples if example.text not in elsewhere]
-            removed["in_validation_or_test"], examples = len(examples) - len(apart), apart
+        if len(given) == 2:
+            kept = apart(given["validation"], given["test"])
+            removed["validation_in_test"], given["validation"] = len(given["validation"]) - len(kept), kept
+        if given:
+            kept = apart(examples, [example for part in given.values() for example in part])
+            removed["in_validation_or_test"], examples = len(examples) - len(kept), kept
         examples = self.capped(sorted(examples, key=lambda example: self._order(example.text)), removed)
         shares = tuple(0.0 if name in own else share for name, share in zip(SPLITS, self.split, strict=True))
         split_of = assign(examples, shares, len(labels))
@@ -203,6 +206,14 @@ def distinct(examples: Sequence[Example], removed: Counter[str]) -> list[Example
     removed["under_several_labels"] = sum(len(targets[example.text]) > 1 for example in examples)
     removed["duplicate"] = len(examples) - removed["under_several_labels"] - len(kept)
     return kept
+
+
+def apart(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    """The examples that no other one equals, nearly equals, or is tied to by a chain of near-duplicates."""
+    elsewhere = sorted({example.text for example in others})
+    groups_N = near_duplicate_groups([*(example.text for example in examples), *elsewhere])
+    taken = set(groups_N[len(examples) :].tolist())
+    return [example for example, group in zip(examples, groups_N.tolist(), strict=False) if group not in taken]
 
 
 def assign(examples: Sequence[Example], shares: Sequence[float], n_labels: int) -> list[int]:

@@ -47,6 +47,24 @@ def test_near_duplicates_never_cross(tmp_path: Path) -> None:
     assert all(len(names) == 1 for names in homes.values())
 
 
+def test_near_duplicates_of_splits_with_a_source_of_their_own_are_left_out(tmp_path: Path) -> None:
+    rows, others = tiny.labelled(30), tiny.labelled(24, seed=1)
+    paths = {name: tiny.write_csv(tmp_path / f"{name}.csv", part) for name, part in (
+        ("train", [*rows, *((f"{text} indeed", label) for text, label in others[::2])]),
+        ("validation", [*others[1::2], *((f"{text} truly", label) for text, label in others[:6:2])]),
+        ("test", others[::2]),
+    )}  # fmt: skip
+    sources = {name: {"type": "csv", "path": str(path)} for name, path in paths.items()}
+    data = load_task(paths["train"], validation=sources["validation"], test=sources["test"]).load()
+    assert {name: data.removed[name] for name in ("in_validation_or_test", "validation_in_test")} == {"in_validation_or_test": len(others[::2]), "validation_in_test": 3}
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": len(rows), "validation": len(others[1::2]), "test": len(others[::2])}
+    texts = [(text, name) for name, split in data.splits.items() for text in split.texts]
+    homes: dict[int, set[str]] = {}
+    for group, (_, name) in zip(near_duplicate_groups([text for text, _ in texts]), texts, strict=True):
+        homes.setdefault(int(group), set()).add(name)
+    assert all(len(names) == 1 for names in homes.values())
+
+
 def test_the_order_of_rows_changes_nothing_and_the_seed_does(tmp_path: Path) -> None:
     rows = tiny.labelled(30)
     shuffled = random.Random(1).sample(rows, len(rows))
