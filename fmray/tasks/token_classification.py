@@ -73,6 +73,23 @@ class TokenClassification(Sourced):
             if kind == "I" and before not in (f"B-{of}", f"I-{of}"):
                 raise DataError(f"word {number + 1}, '{words[number]}', goes on with a span by '{tag}' behind '{before}'", where=where, todo="mend the tags: IOB2 begins each span with B-")
 
+    def read_data(self) -> TaskData:
+        """See `Sourced`.
+
+        Raises:
+            DataError: also types of spans that stand in the validation or test split alone.
+        """
+        data = super().read_data()
+        learnt_K = data.occurrences("train")
+        for name in ("validation", "test"):
+            new = [label for label, n, known in zip(data.labels, data.occurrences(name), learnt_K, strict=True) if label.startswith("B-") and n and not known]
+            if new:
+                raise DataError(
+                    f"the {name} split has spans of type '{new[0][2:]}', and the train split has none to learn it from", where=self.where,
+                    todo="bring more rows of that type, raise the share of train, or try another task.seed",
+                )  # fmt: skip
+        return data
+
     def label_names(self, examples: Sequence[Example]) -> tuple[str, ...]:
         """`O`, then `B-` and `I-` of each type by name."""
         kinds = sorted({tag[2:] for example in examples for tag in example.target if tag != OUTSIDE})
