@@ -95,8 +95,8 @@ class Sourced(Task):
         labels = self.label_names(read)
         own = {name: source for name, source in (("validation", self.validation), ("test", self.test)) if source is not None}
         seen = {label for example in read for label in self.labels_in(example.target)}
-        given = {name: self._by_index(self._seen_before(self.examples(source), seen, name), labels) for name, source in own.items()}
-        examples = distinct(self._by_index(read, labels), removed)
+        given = {name: self._by_index(self._seen_before(self.examples(source), seen, name), labels, removed) for name, source in own.items()}
+        examples = distinct(self._by_index(read, labels, removed), removed)
         if len(given) == 2:
             kept = apart(given["validation"], given["test"])
             removed["validation_in_test"], given["validation"] = len(given["validation"]) - len(kept), kept
@@ -122,10 +122,13 @@ class Sourced(Task):
         """A place in a random order that depends on the seed and the text alone, not on the rows around it."""
         return hashlib.sha256(f"{self.seed}\0{text}".encode()).digest()
 
-    def _by_index(self, examples: list[Example], labels: tuple[str, ...]) -> list[Example]:
+    def _by_index(self, examples: list[Example], labels: tuple[str, ...], removed: Counter[str]) -> list[Example]:
         index = {label: i for i, label in enumerate(labels)}
         found = (replace(example, target=self.indexed(example.target, index)) for example in examples)
-        return [example for example in found if example.target is not None]
+        kept = [example for example in found if example.target is not None]
+        if len(kept) < len(examples):
+            removed["of_other_classes"] += len(examples) - len(kept)
+        return kept
 
     def _seen_before(self, examples: list[Example], seen: set[str], split: str) -> list[Example]:
         """The examples of a split's own source, whose labels must all stand in `source`: nothing else can be learnt."""

@@ -95,8 +95,19 @@ def test_the_most_frequent_classes_or_those_named(tmp_path: Path) -> None:
     rows = tiny.labelled(30)
     rows = [row for i, row in enumerate(rows) if row[1] != "cooking" or i % 2]
     path = tiny.write_csv(tmp_path / "t.csv", rows)
-    assert load_task(path, classes=2).load().labels == ("sailing", "weather")
+    two = load_task(path, classes=2).load()
+    assert two.labels == ("sailing", "weather")
+    assert two.removed["of_other_classes"] == 15
     assert load_task(path, classes=["cooking", "sailing"]).load().labels == ("cooking", "sailing")
+
+
+def test_all_classes_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    rows = [(f"{text} {number}", f"{label}{number}") for number in range(4) for text, label in tiny.labelled(12, seed=number)]
+    source = {"type": "csv", "path": str(tiny.write_csv(tmp_path / "t.csv", rows))}
+    data = load_config(Holder, {"task": {"type": "text_classification", "source": source, "label": "label"}}).task.load()
+    assert len(data.labels) == 12, "more than the classes of the demonstration"
+    assert "of_other_classes" not in data.removed
+    assert sum(len(split) for split in data.splits.values()) == len(rows)
 
 
 def test_saved_without_test_split_holds_no_test_text(tmp_path: Path) -> None:
@@ -133,7 +144,7 @@ def test_a_task_comes_back_from_its_dump(tmp_path: Path) -> None:
 
 
 def test_the_default_task_of_the_demonstration_corpus() -> None:
-    task = load_config(Holder, {"task": {"type": "text_classification", "source": {"type": "python_docs"}}}).task
+    task = load_config(Holder, {"task": {"type": "text_classification", "source": {"type": "python_docs"}, "classes": 8}}).task
     assert isinstance(task, TextClassification)
     data = task.load()
     counts = Counter(sum((Counter(split) for split in data.counts().values()), Counter()))
