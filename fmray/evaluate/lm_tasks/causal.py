@@ -19,6 +19,8 @@ HEAD_POSITIONS = 512  # logits are made for so many positions at once, for a lar
 ALIKE = 1e-3  # nats that packing may change a continuation's log-probability by
 # Rotary positions that depend on how long the row is, which a row of several texts is not.
 BY_ROW_LENGTH = ("dynamic", "longrope")
+# How configs name attention that reaches back only so far: Mistral, GPT-Neo, RecurrentGemma, Llama 4.
+WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size")
 
 
 class CausalScorer:
@@ -109,10 +111,11 @@ class CausalScorer:
             self.model.base_model(input_ids=torch.tensor([prefix], device=self.model.device), past_key_values=self._cache, use_cache=True)
 
     def _may_share(self) -> bool:
-        """False for models with attention in windows or positions by the row's length, which short rows would not show."""
+        """False for models with attention in windows (or layers without attention) or positions by the row's length, which short rows would not show."""
         config = self.model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
-        return not getattr(config, "sliding_window", None) and rope.get("rope_type") not in BY_ROW_LENGTH
+        windowed = any(getattr(config, name, None) for name in WINDOWS) or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+        return not windowed and rope.get("rope_type") not in BY_ROW_LENGTH
 
     def _answers_alike(self) -> bool:
         """Whether rows of random tokens, packed behind a prefix, are answered as one by one."""

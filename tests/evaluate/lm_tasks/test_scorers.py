@@ -31,7 +31,7 @@ def alone(model, context: str, continuation: str) -> tuple[float, bool]:
     return float(logprobs.gather(1, targets[:, None]).sum()), bool((logprobs.argmax(-1) == targets).all())
 
 
-@pytest.mark.parametrize(("kind", "packs"), [("llama", True), ("gpt2", True), ("mistral", False)])
+@pytest.mark.parametrize(("kind", "packs"), [("llama", True), ("gpt2", True), ("mistral", False), ("gpt_neo", False)])
 def test_packed_rows_answer_as_one_text_at_a_time(tmp_path: Path, kind, packs):
     path = save(tmp_path, kind)
     workers = Workers("causal_lm", path, None, 1, 1, 0)
