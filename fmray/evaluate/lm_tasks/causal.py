@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmray.core.errors import RunError
 from fmray.evaluate.lm_tasks.packing import Request, Row, plan_rows
 from fmray.model.language_model import LanguageModel
 
@@ -47,7 +48,13 @@ class CausalScorer:
         return self._shares
 
     def score(self, prefix: tuple[int, ...], row: Row) -> dict[int, Answer]:
-        """The answer of each request in a row, by its number."""
+        """The answer of each request in a row, by its number.
+
+        Raises:
+            RunError: the row is packed, and this model does not answer such rows as it does plain ones.
+        """
+        if not self._shares and (prefix or not row.is_plain):
+            raise RunError("a packed row came to a model that may not be asked so: this worker's hardware answers otherwise than that of the worker it replaces")
         logprob_Q, greedy_Q = self._targets(prefix, row) if self._shares else self._targets_plainly(row)
         request_Q = np.array(row.request_Q)
         return {int(i): (float(logprob_Q[request_Q == i].sum(dtype=np.float64)), bool(greedy_Q[request_Q == i].all())) for i in np.unique(request_Q)}

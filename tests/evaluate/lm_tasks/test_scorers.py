@@ -6,11 +6,13 @@ import pytest
 import torch
 import transformers
 
-from fmray.core.errors import ArtifactError, DataError
+from fmray.core.errors import ArtifactError, DataError, RunError
 from fmray.data.vocabulary import read_vocabulary
 from fmray.evaluate.lm_tasks.asking import answers, setup
+from fmray.evaluate.lm_tasks.causal import CausalScorer
 from fmray.evaluate.lm_tasks.encoding import Encoder, check_fits
 from fmray.evaluate.lm_tasks.opened import Ask
+from fmray.evaluate.lm_tasks.packing import Request, plan_rows
 from fmray.evaluate.lm_tasks.workers import Workers
 from tests.evaluate.lm_tasks.small import POSITIONS, save, sentence, tokenizer
 
@@ -45,6 +47,23 @@ def test_packed_rows_answer_as_one_text_at_a_time(tmp_path: Path, kind, packs):
         assert not cut
         assert [logprob for logprob, _ in given] == pytest.approx([logprob for logprob, _ in right], abs=2e-4)
         assert [greedy for _, greedy in given] == [greedy for _, greedy in right]
+
+
+def test_a_packed_row_is_never_read_as_a_plain_one(tmp_path: Path):
+    scorer = CausalScorer(save(tmp_path, "mistral"), None, 1, "cpu")
+    requests = [Request(0, [5, 6, 7], [8]), Request(1, [5, 6, 9], [10])]
+    (packed,) = plan_rows(requests, POSITIONS, 256, shares=True).rows
+    with pytest.raises(RunError, match="a packed row came to a model that may not be asked so"):
+        scorer.score((), packed)
+    assert len([scorer.score((), row) for row in plan_rows(requests, POSITIONS, 256, shares=False).rows]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_a_worker_cannot_open_is_refused_as_bad_input(tmp_path: Path, num_workers: int):
+    with pytest.raises(ArtifactError, match="is not a model checkpoint") as error:
+        Workers("causal_lm", tmp_path, None, num_workers, 1, 0).shares()
+    assert error.value.exit_code == 2
 
 
 def test_a_masked_model_is_asked_for_one_hidden_token_at_a_time(tmp_path: Path):
