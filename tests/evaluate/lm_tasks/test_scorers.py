@@ -1,16 +1,19 @@
 """Answers of packed rows against the model's own on one text at a time, and pseudo-likelihood against one forward pass a hidden token."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
 from fmray.core.errors import ArtifactError, DataError, RunError
 from fmray.data.vocabulary import read_vocabulary
 from fmray.evaluate.lm_tasks.asking import answers, setup
 from fmray.evaluate.lm_tasks.causal import CausalScorer
 from fmray.evaluate.lm_tasks.encoding import Encoder, check_fits
+from fmray.evaluate.lm_tasks.masked import hide_each
 from fmray.evaluate.lm_tasks.opened import Ask
 from fmray.evaluate.lm_tasks.packing import Request, plan_rows
 from fmray.evaluate.lm_tasks.workers import Workers
@@ -98,6 +101,21 @@ def test_a_continuation_without_tokens_or_beyond_the_model_is_refused():
         encoder.request(0, "the cat", "")
     with pytest.raises(DataError, match="only 64 positions"):
         encoder.request(0, "the cat", " red" * 99)
+
+
+def test_a_continuation_may_be_as_long_as_the_model_less_what_is_put_around_it():
+    framing = copy.deepcopy(tokenizer())
+    framing.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)])
+    one = len(framing(" red", add_special_tokens=False)["input_ids"])
+    encoder = Encoder(framing, 8 * one)
+    assert (encoder.front, encoder.back) == ([1], [2])
+    assert len(encoder.request(0, "the", " red" * 8).continuation) == 8 * one, "a causal model reads nothing behind it"
+    with pytest.raises(DataError, match=f"{8 * one} tokens that are asked for and the model only {8 * one - 2} positions"):
+        encoder.hidden_request(0, "the", " red" * 8)
+    tight = Encoder(framing, 8 * one + 2)
+    hidden, cut = hide_each([tight.hidden_request(0, "the", " red" * 8)], tight.front, tight.back, tight.max_length)
+    assert {len(text.ids) for text in hidden} == {8 * one + 2}
+    assert cut == {0}
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path):
