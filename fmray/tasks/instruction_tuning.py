@@ -129,7 +129,8 @@ class InstructionTuning(Generative):
                         "its chat template does not begin a longer conversation as it renders a shorter one, so answers cannot be told from prompts",
                         where=self.where, todo="set task.chat_template",
                     )  # fmt: skip
-                spans.append((len(asked), len(told)))
+                # Many templates end a line behind the end token. The model writes no further than that token, so the line's end is no answer.
+                spans.append((len(asked), len(told.rstrip("\n"))))
         return text, spans
 
     def scores(self, said: str, right: Sequence[str]) -> Mapping[str, float]:

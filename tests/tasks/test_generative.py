@@ -46,7 +46,7 @@ def test_every_answer_of_a_conversation_is_learnt_and_nothing_else(decoder: Clas
     rows = found.encode(decoder.tokenizer, Split((example.input,), (example.target,)), 64, 0)
     learnt = [int(one) for one in rows["labels_BT"][0] if one != IGNORED]
     eos = decoder.tokenizer.eos_token
-    assert decoder.tokenizer.decode(learnt) == f"snow{eos}\nthe mast{eos}\n"
+    assert decoder.tokenizer.decode(learnt) == f"snow{eos}the mast{eos}", "the end of a line behind an answer is the template's"
     at = np.flatnonzero(rows["labels_BT"][0] != IGNORED)
     assert rows["labels_BT"][0, at].tolist() == rows["input_ids_BT"][0, at + 1].tolist(), "labels stand where they are predicted"
     assert decoder.tokenizer.decode(rows["input_ids_BT"][0, : rows["prompt_B"][0]]).endswith("sail or mast\nassistant\n")

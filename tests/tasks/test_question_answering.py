@@ -123,7 +123,7 @@ def test_squad_as_hugging_face_keeps_it_is_read(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({"context": "The Warnow", "answers": {"text": ["Warnow"], "answer_start": [3]}}, "the answer 'Warnow' does not stand at 3 of the passage; mend the offsets"),
-        ({"context": "The Warnow", "answers": [{"text": "w", "answer_start": -1}]}, "the answer 'w' does not stand at -1 of the passage"),
+        ({"context": "The Warnow", "answers": [{"text": "no", "answer_start": -3}]}, "the answer 'no' does not stand at -3 of the passage"),
         ({"context": "The Warnow", "answers": {"text": ["Warnow"], "answer_start": []}}, "the column 'answers' holds no list of answers with text and answer_start"),
         ({"context": "The Warnow", "answers": [{"text": "Warnow", "answer_start": None}]}, "holds no list of answers with text and answer_start"),
         ({"context": "The Warnow", "answers": "Warnow"}, "holds no list of answers with text and answer_start"),
