@@ -140,6 +140,7 @@ def test_prompts_without_columns_are_refused_when_the_file_is_read(tmp_path: Pat
         ({"text": "a", "answer": "b"}, {}, "the source has no column 'response'; it has: text, answer, id"),
         ({"text": "a", "response": " "}, {}, "of 1 rows 1 without 'response'"),
         ({"text": "a", "turns": [{"role": "user", "content": "x"}]}, {"messages": "turns"}, "does not end with an answer of the assistant"),
+        ({"text": "a", "turns": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}, {"role": "assistant", "content": "z"}]}, {"messages": "turns"}, "the conversation begins with the assistant"),
         ({"text": "a", "turns": [{"role": "teacher", "content": "x"}]}, {"messages": "turns"}, "holds no list of turns with a role (system, user, assistant) and a content"),
     ],
 )
@@ -167,6 +168,12 @@ def test_what_a_model_cannot_do_is_refused(decoder: Classifier, tmp_path: Path) 
         tuning(tmp_path, {"text": "a", "response": "b"}, chat_template="plain").encode(decoder.tokenizer, split, 16, 0)
     with pytest.raises(ArtifactError, match="does not begin a longer conversation as it renders a shorter one"):
         tuning(tmp_path, {"text": "a", "response": "b"}, chat_template="{{ messages|length }}").encode(decoder.tokenizer, split, 16, 0)
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{{ messages[0].content }}"
+    for template, said in ((strict, r"refuses a conversation of system, user, assistant \(TemplateError: System role not supported\)"), ("{% if %}", "TemplateSyntaxError")):
+        told = Split(([{"role": "system", "content": "be brief"}, *split.inputs[0]],), ("snow",))
+        with pytest.raises(DataError, match=said) as refused:
+            tuning(tmp_path, {"text": "a", "response": "b"}, chat_template=template).encode(decoder.tokenizer, told, 16, 0)
+        assert refused.value.exit_code == 2
     with pytest.raises(DataError, match="max_length 8 leaves no room for a text beside 8 tokens of its summary"):
         task(**causal_summaries(tmp_path)).encode(decoder.tokenizer, Split(("a",), (["b"],)), 8, 0)
     tiny.save_encoder_decoder(tmp_path / "t5")
