@@ -184,6 +184,9 @@ class Task(Component, package="fmray.tasks"):
         """
         return logits_of(model(**inputs_of(batch)), self.head)
 
+    def require_room(self, opened: Classifier, rows: Rows) -> None:
+        """Refuses rows that the model has no positions to answer; rows that are only read are cut to fit."""
+
     def outputs(self, opened: Classifier, rows: Rows, batch_size: int = 64) -> Outputs:
         """What `predict` reads of a model for rows: arrays [B, ...], by default its logits."""
         return opened.outputs(rows, batch_size)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
+from fmray.core.config import dump, load_config
 from fmray.core.errors import ArtifactError, ConfigError, DataError
 from fmray.tasks import Predictions, Split
 from fmray.tasks.classifier import Classifier
@@ -16,6 +17,7 @@ from fmray.tasks.generative import IGNORED, generate
 from fmray.tasks.instruction_tuning import InstructionTuning
 from fmray.tasks.rouge import rouge
 from fmray.tasks.summarisation import Summarisation, lead
+from fmray.train.tuning import TuningConfig, tune_classifier
 from tests.models import minilm
 from tests.tasks.made import causal_summaries, instructions, summaries, task
 from tests.train import tiny
@@ -181,6 +183,26 @@ def test_what_a_model_cannot_do_is_refused(decoder: Classifier, tmp_path: Path) 
     for path, head, kind in ((minilm(), "causal_lm", "bert"), (minilm(), "seq2seq_lm", "bert"), (tmp_path / "t5", "causal_lm", "t5"), (tmp_path / "t5", "encoder", "t5"), (tmp_path / "llama", "masked_lm", "llama"), (tmp_path / "llama", "seq2seq_lm", "llama")):
         with pytest.raises(ArtifactError, match=f"the architecture '{kind}' has no {head.replace('_', ' ')} head"):
             Classifier.start(path, (), seed=0, head=head, problem=None)  # type: ignore[arg-type]
+
+
+def test_answers_that_the_model_has_no_positions_for_are_refused_before_training(decoder: Classifier, tmp_path: Path) -> None:
+    found = task(**instructions(tmp_path) | {"max_new_tokens": 40})
+    data = found.load()
+    rows = found.encode(decoder.tokenizer, data.splits["test"], 60, 0)
+    longest = int(rows["prompt_B"].max())
+    for new, fits in ((64 - longest + 1, True), (64 - longest + 2, False)):
+        asked = found.model_copy(update={"max_new_tokens": new})
+        if fits:
+            assert len(asked.outputs(decoder, rows)[0]) == len(data.splits["test"])
+            continue
+        with pytest.raises(DataError, match=f"behind a prompt of {longest} tokens the model has no positions for {new} new ones: it has 64 in all; lower task.max_new_tokens") as caught:
+            asked.outputs(decoder, rows)
+        assert caught.value.exit_code == 2
+    tiny.save_decoder(tmp_path / "start")
+    config, steps = load_config(TuningConfig, {"task": dump(found) | {"max_new_tokens": 64}, "epochs": 1}), list[int]()
+    with pytest.raises(DataError, match="no positions for 64 new ones"):
+        tune_classifier(config, tmp_path / "start", data, on_epoch=lambda tuned: True, on_step=lambda step, total, stats: steps.append(step))
+    assert steps == []
 
 
 def test_figures_without_a_models_losses_have_no_perplexity(tmp_path: Path) -> None:
