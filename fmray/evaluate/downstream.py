@@ -38,7 +38,7 @@ def evaluate_downstream(
     """The metrics of a tuned checkpoint on its task's test split, and the name of the per-example file.
 
     Beside the model stand the task's baselines (of text: the most frequent label, TF-IDF with logistic regression), and the same
-    architecture from random weights, tuned with the same hyperparameters, when the checkpoint keeps that control.
+    architecture from random weights, all of it tuned with the same hyperparameters, when the checkpoint keeps that control.
 
     Raises:
         DataError: the task's data are not those that the checkpoint was tuned on, so its test rows may have been trained on.
@@ -132,7 +132,7 @@ def task_metrics(
         gain = intervals.statistic(
             lambda w: task.figures(data.labels, targets, model, w)[main] - task.figures(data.labels, targets, random, w)[main], len(targets), seed=seed
         )
-        metrics.append(metric(f"random_init_{main}", control[main], better=None, note="the same architecture and hyperparameters from random weights"))
+        metrics.append(metric(f"random_init_{main}", control[main], better=None, note="the same architecture and hyperparameters from random weights, all of which were tuned"))
         metrics.append(metric(f"pretraining_gain_{main}", gain, note=f"{main} minus random_init_{main} on the same resamples"))
     if seen_N is None:
         metrics.append(unknown("pretraining_overlap", "no dataset was given, so it is not known which test rows were pretrained on", False))

@@ -90,9 +90,11 @@ def test_killed_after_an_epoch_it_goes_on_from_there(base: Artifact[Checkpoint],
         return bool(t.progress.epoch < 2)
 
     tune_classifier(config, base.path, config.task.load(), on_epoch=on_epoch)
+    (epochs.folder / "took.json").write_text("3600.0")
     watcher = tiny.Watcher()
     again = tiny.run("finetune", config_of(path), root, watcher, checkpoint=base)
     assert again.payload.digest == tuned[0].payload.digest
+    assert again.payload.cost.device_hours > 1.0 > tuned[0].payload.cost.device_hours > 0, "what was done before the kill was spent too"
     steps_an_epoch = -(-int(again.payload.figures["train_examples"]) // 16)
     assert min(done or 0 for _, done, _, figures in watcher.told if "loss" in figures) > 2 * steps_an_epoch
 
@@ -125,8 +127,8 @@ def test_an_encoder_of_another_family_is_tuned_as_well(path: Path, tmp_path: Pat
 
 
 def test_several_seeds_and_a_control_stand_in_the_artifact_and_its_report(base: Artifact[Checkpoint], path: Path, tmp_path: Path) -> None:
-    config = config_of(path, epochs=2, seeds=2, control=True)
-    tuned = tiny.run("finetune", config, tmp_path / "tuned", checkpoint=base)
+    config, watcher = config_of(path, epochs=2, seeds=2, control=True), tiny.Watcher()
+    tuned = tiny.run("finetune", config, tmp_path / "tuned", watcher, checkpoint=base)
     figures = tuned.payload.figures
     alone = [
         tiny.run("finetune", config_of(path, epochs=2, seed=seed), tmp_path / f"seed{seed}", checkpoint=base).payload.figures["validation/macro_f1"] for seed in (0, 1)
@@ -135,8 +137,12 @@ def test_several_seeds_and_a_control_stand_in_the_artifact_and_its_report(base: 
     assert figures["validation/macro_f1"] == max(alone)
     assert figures["validation/macro_f1_mean"] == pytest.approx(np.mean(alone))
     assert figures["validation/macro_f1_deviation"] == pytest.approx(np.std(alone, ddof=1))
+    scratch = [tiny.run("finetune", config_of(path, epochs=2, seed=seed, from_scratch=True), tmp_path / f"scratch{seed}", checkpoint=base).payload for seed in (0, 1)]
+    assert hf_digest(tuned.path / "control") == max(scratch, key=lambda one: one.figures["validation/macro_f1"]).digest, "the control too is the best of its seeds"
+    assert {"control from random weights, seed 0", "control from random weights, seed 1"} <= {text for text, *_ in watcher.told}
     report = tiny.run("evaluate", {}, tmp_path / "report", checkpoint=tuned)
     metrics = {metric.name.removeprefix("eval/topics/"): metric for metric in report.payload.metrics}
+    assert "all of which were tuned" in metrics["random_init_macro_f1"].note
     assert metrics["macro_f1"].control == metrics["random_init_macro_f1"].value
     assert metrics["pretraining_gain_macro_f1"].value == pytest.approx(metrics["macro_f1"].value - metrics["macro_f1"].control)
     assert metrics["ece"].higher_is_better is False
