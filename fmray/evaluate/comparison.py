@@ -29,11 +29,15 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Example:
-    """What one model did on an example: its figures, what a reader is shown of it, and what it said (None where that is the figure itself)."""
+    """What one model did on an example: its figures, what a reader is shown of it, and what it said (None where that is the figure itself).
+
+    Examples of the same `unit`, such as questions about one passage, are resampled together; None is a unit of its own.
+    """
 
     figures: Mapping[str, float]
     shown: Mapping[str, Any]
     said: Any = None
+    unit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Comparison:
     """One figure of A against B on the same examples of a task ("" where a report has but one).
 
     Attributes:
-        difference: A minus B, its interval by a bootstrap of the pairs.
+        difference: A minus B, its interval by a bootstrap of the pairs, those of a unit together.
         wins, losses: examples where A did better, and worse; the rest are ties.
         p_value: McNemar's exact test (1947) of wins against losses, for figures that are 0 or 1; else None.
         won, lost: these examples with what both said.
@@ -101,9 +105,11 @@ def _compared(task: str, figure: str, ours: Mapping[Key, Example], theirs: Mappi
     def shown(sign: int) -> tuple[dict[str, Any], ...]:
         return tuple({**pairs[i][0].shown, **_said(*pairs[i]), figure: [float(a_N[i]), float(b_N[i])]} for i in np.flatnonzero(gain_N == sign))
 
+    _, unit_N = np.unique([i if one.unit is None else one.unit for i, (one, _) in enumerate(pairs)], return_inverse=True)
+    difference = intervals.ratio(np.bincount(unit_N, a_N - b_N), np.bincount(unit_N), seed=seed)
     binary = bool(np.isin(np.concatenate([a_N, b_N]), (0.0, 1.0)).all())
     return Comparison(
-        task, figure, len(pairs), float(a_N.mean()), float(b_N.mean()), intervals.mean(a_N - b_N, seed=seed), wins, losses,
+        task, figure, len(pairs), float(a_N.mean()), float(b_N.mean()), difference, wins, losses,
         mcnemar(wins, losses) if binary else None, shown(1), shown(-1),
     )  # fmt: skip
 
@@ -153,7 +159,7 @@ def _example(line: Mapping[str, Any], report: Artifact[Report]) -> tuple[str, st
     if "label" in line:
         asked = {name: line[name] for name in ("text", "input") if name in line}
         known_by = hashlib.sha256(json.dumps([asked, line["label"]], sort_keys=True).encode()).hexdigest()
-        return line.get("task", ""), known_by, Example(line.get("figures", {}), {"task": line.get("task", ""), **asked, "target": line["label"]}, line["model"])
+        return line.get("task", ""), known_by, Example(line.get("figures", {}), {"task": line.get("task", ""), **asked, "target": line["label"]}, line["model"], line.get("unit"))
     if "row" in line and "loss" in line:
         return "", f"{report.record.inputs.get('dataset')} {line['row']}", Example({"loss": float(line["loss"])}, {"row": line["row"], "text": line.get("text", "")})
     return "", "", Example({}, {})

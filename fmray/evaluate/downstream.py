@@ -1,6 +1,6 @@
 """Judges a tuned model on the test split that no training and no search has seen, beside the baselines that put it in proportion.
 
-Shapes: N test examples, R weightings.
+Shapes: N test examples, U independent units of them, R weightings.
 """
 
 import json
@@ -103,11 +103,17 @@ def _seen(texts: Sequence[str], hashes: Path | None) -> NDArray[np.float64] | No
 def task_metrics(
     task: Task, data: TaskData, predictions: Mapping[str, Predictions], notes: Mapping[str, str], seen_N: NDArray[np.float64] | None, seed: int
 ) -> list[Metric]:
-    """All metrics from the test predictions of each system; intervals by resampling test examples."""
+    """All metrics from the test predictions of each system; intervals by resampling the task's units of test examples."""
     targets, main = data.splits["test"].targets, task.main_metric
+    unit_N = task.units(data.splits["test"])
+    n_units = int(unit_N.max()) + 1
+    grouped = f"{len(targets)} examples in {n_units} groups, which are resampled whole" if n_units < len(targets) else ""
+
+    def figures(system: str, weights_RU: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        return task.figures(data.labels, targets, predictions[system], weights_RU[:, unit_N])
 
     def draws(system: str) -> dict[str, Interval]:
-        return intervals.statistics(lambda weights: task.figures(data.labels, targets, predictions[system], weights), len(targets), seed=seed)
+        return intervals.statistics(lambda weights_RU: figures(system, weights_RU), n_units, seed=seed)
 
     def metric(key: str, interval: Interval, *, better: bool | None = True, control: float | None = None, note: str = "") -> Metric:
         return Metric(
@@ -120,7 +126,7 @@ def task_metrics(
 
     control = draws(RANDOM_INIT) if RANDOM_INIT in predictions else {}
     metrics = [
-        metric(key, interval, better=key not in task.lower_is_better, control=control[key].value if key in control else None)
+        metric(key, interval, better=key not in task.lower_is_better, control=control[key].value if key in control else None, note=grouped)
         for key, interval in draws(MODEL).items()
     ]
     metrics += [metric(f"{name}_{main}", draws(name)[main], better=None, note=note) for name, note in notes.items()]
@@ -128,26 +134,25 @@ def task_metrics(
         why = "the checkpoint keeps no control trained from random weights; search makes one, finetune does with `control: true`"
         metrics += [unknown(f"random_init_{main}", why), unknown(f"pretraining_gain_{main}", why)]
     else:
-        model, random = predictions[MODEL], predictions[RANDOM_INIT]
-        gain = intervals.statistic(
-            lambda w: task.figures(data.labels, targets, model, w)[main] - task.figures(data.labels, targets, random, w)[main], len(targets), seed=seed
-        )
+        gain = intervals.statistic(lambda w_RU: figures(MODEL, w_RU)[main] - figures(RANDOM_INIT, w_RU)[main], n_units, seed=seed)
         metrics.append(metric(f"random_init_{main}", control[main], better=None, note="the same architecture and hyperparameters from random weights, all of which were tuned"))
         metrics.append(metric(f"pretraining_gain_{main}", gain, note=f"{main} minus random_init_{main} on the same resamples"))
     if seen_N is None:
         metrics.append(unknown("pretraining_overlap", "no dataset was given, so it is not known which test rows were pretrained on", False))
     else:
-        metrics.append(metric("pretraining_overlap", intervals.mean(seen_N, seed=seed), better=False, note="share of a test row's words that stand in a training document of the dataset, whole or as a whole paragraph; mean over rows"))
+        metrics.append(metric("pretraining_overlap", intervals.ratio(np.bincount(unit_N, seen_N), np.bincount(unit_N), seed=seed), better=False, note="share of a test row's words that stand in a training document of the dataset, whole or as a whole paragraph; mean over rows"))
     return metrics
 
 
 def write_examples(path: Path, task: Task, data: TaskData, predictions: Mapping[str, Predictions], seen_N: NDArray[np.float64] | None) -> None:
     """One line of JSON a test example: what it is, what each system says of it, and the model's figures on it alone, by which `compare` goes."""
     test, sure_N = data.splits["test"], predictions[MODEL].confidence_N
+    unit_N = task.units(test)
     with path.open("w", encoding="utf-8") as file:
         for index, (one, target) in enumerate(zip(test.inputs, test.targets, strict=True)):
             row: dict[str, Any] = {"task": task.name, "text" if isinstance(one, str) else "input": one, "label": task.shown(data.labels, target)}
             row |= {system: task.shown(data.labels, said.values[index]) for system, said in predictions.items()}
+            row["unit"] = int(unit_N[index])
             row["figures"] = _alone(task, data.labels, target, predictions[MODEL].alone(index))
             if sure_N is not None:
                 row["probability"] = round(float(sure_N[index]), 6)

@@ -214,6 +214,10 @@ class Task(Component, package="fmray.tasks"):
         """The figures themselves, every example counted once."""
         return {name: float(values[0]) for name, values in self.figures(labels, targets, predictions, np.ones((1, len(targets)))).items()}
 
+    def units(self, split: Split) -> NDArray[np.int64]:
+        """To which independent unit each example belongs, from 0 [N]: intervals resample units. By default each example is one."""
+        return np.arange(len(split), dtype=np.int64)
+
     def baselines(self, data: TaskData, seed: int) -> dict[str, tuple[Predictions, str]]:
         """Test predictions of systems that need no model, by name, each with a word on what it is."""
         return {}

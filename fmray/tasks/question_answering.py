@@ -155,6 +155,11 @@ class QuestionAnswering(Unlabelled):
         total_R = weights_RN.sum(axis=1)
         return {"f1": weights_RN @ scores_N2[:, 1] / total_R, "exact_match": weights_RN @ scores_N2[:, 0] / total_R}
 
+    def units(self, split: Split) -> NDArray[np.int64]:
+        """The passages: questions about the same one are hard or easy together."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(one["context"], len(numbers)) for one in split.inputs], dtype=np.int64)
+
     def score(self, said: str, right: Sequence[str]) -> tuple[float, float]:
         """Exact match and F1 of an answer against those that are right (none: it should say nothing)."""
         return squad_scores(said, right or [""], self.by_character)

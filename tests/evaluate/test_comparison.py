@@ -67,6 +67,16 @@ def test_examples_that_differ_are_refused(tmp_path: Path):
         compare(a, other)
 
 
+def test_examples_of_a_unit_are_resampled_together(tmp_path: Path):
+    def rows(right: bool, width: int) -> list[dict[str, Any]]:
+        return [{"task": "answers", "text": f"x{i}", "label": [[0, "a"]], "model": "", "unit": i // width, "figures": {"f1": float(right and i // 10 % 2)}} for i in range(40)]
+
+    (alone,), (grouped,) = (compare(report(tmp_path / f"a{width}", rows(True, width)), report(tmp_path / f"b{width}", rows(False, width))) for width in (1, 10))
+    assert alone.difference.value == grouped.difference.value == 0.5
+    assert (alone.n, alone.difference.n, grouped.n, grouped.difference.n) == (40, 40, 40, 4)
+    assert grouped.difference.stderr > 2 * alone.difference.stderr, "ten questions about a passage are no ten proofs"
+
+
 def test_reports_without_a_common_figure_are_refused(tmp_path: Path):
     a = report(tmp_path / "a", lines(A, [1.0] * 6))
     b = report(tmp_path / "b", [{**line, "metrics": {"acc_norm": 1.0}} for line in lines(B, [1.0] * 6)])

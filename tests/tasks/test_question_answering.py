@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fmray.core.errors import DataError
-from fmray.tasks import Split
+from fmray.evaluate.downstream import task_metrics
+from fmray.tasks import Predictions, Split, TaskData
 from fmray.tasks.classifier import Classifier
 from fmray.tasks.question_answering import QuestionAnswering, units
 from tests.models import minilm
@@ -57,6 +58,20 @@ def test_no_answer_is_said_where_the_first_position_is_surest(made: QuestionAnsw
     logits[0, 0] = 1.0
     assert open_ended.predict((logits, logits), rows, split).values == [""]
     assert made.predict((logits, logits), rows, split).values != [""]
+
+
+def test_intervals_resample_passages(made: QuestionAnswering) -> None:
+    inputs = tuple({"question": f"q{n}", "context": f"passage {n // 5}"} for n in range(40))
+    targets = tuple([[0, "passage"]] for _ in inputs)
+    said = Predictions(["passage" if n // 5 % 2 else "" for n in range(40)])
+    data = TaskData((), {"test": Split(inputs, targets)}, "")
+    assert made.units(data.splits["test"]).tolist() == [n // 5 for n in range(40)]
+    metrics = {metric.name: metric for metric in task_metrics(made, data, {"model": said}, {}, np.zeros(40), 0)}
+    figure = metrics["eval/answers/f1"]
+    assert (figure.value, figure.n) == (0.5, 8)
+    assert figure.note == "40 examples in 8 groups, which are resampled whole"
+    assert figure.stderr == pytest.approx(0.5 / 8**0.5, rel=0.15), "as of eight passages, and not of forty questions"
+    assert metrics["eval/answers/pretraining_overlap"].n == 8
 
 
 @pytest.mark.parametrize(
