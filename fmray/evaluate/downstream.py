@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fmray.cluster import call
 from fmray.core import intervals
 from fmray.core.artifact import Artifact, write_json
-from fmray.core.errors import DataError
+from fmray.core.errors import ConfigError, DataError
 from fmray.core.intervals import Interval
 from fmray.core.report import Metric
 from fmray.core.stage import Out
@@ -28,6 +28,7 @@ from fmray.tasks.classifier import Classifier
 EXAMPLES = "examples.jsonl"
 CONFUSION = "confusion.json"
 SUMMARY = "task.json"
+HELD_OUT_ALONE = ("max_rows", "control_rows", "num_workers")
 CONTROL = "control"
 MODEL, RANDOM_INIT = "model", "random_init"
 
@@ -41,8 +42,12 @@ def evaluate_downstream(
     architecture from random weights, all of it tuned with the same hyperparameters, when the checkpoint keeps that control.
 
     Raises:
+        ConfigError: the step sets what holds for held-out rows alone.
         DataError: the task's data are not those that the checkpoint was tuned on, so its test rows may have been trained on.
     """
+    for name in HELD_OUT_ALONE:
+        if getattr(config, name) != EvaluateConfig.model_fields[name].default:
+            raise ConfigError("a tuned checkpoint is judged on all test examples of its task, by one worker", where=f"{out.name}.{name}", todo="leave it out")
     task = task_from(checkpoint.payload.task, str(checkpoint.path))
     out.progress(f"reading the task {task.name}")
     data = task.load()
@@ -81,7 +86,18 @@ def _judge(
     seen_N = _seen(data.splits["test"].texts, hashes)
     write_examples(folder / EXAMPLES, task, data, predictions, seen_N)
     _write_confusion(folder / CONFUSION, data, predictions[MODEL])
-    return task_metrics(task, data, predictions, notes, seen_N, config.seed)
+    return [*task_metrics(task, data, predictions, notes, seen_N, config.seed), _truncated(model, task, data)]
+
+
+def _truncated(path: Path, task: Task, data: TaskData) -> Metric:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    cut_N = task.truncated(tokenizer, data.splits["test"], tokenizer.model_max_length, len(data.labels))
+    return Metric(
+        name=f"eval/{task.name}/truncated", value=float(cut_N.mean()), higher_is_better=False, n=len(cut_N),
+        note=f"share of test examples of which only {tokenizer.model_max_length} tokens were read",
+    )  # fmt: skip
 
 
 def predict(path: Path, task: Task, data: TaskData, batch_size: int, split: str = "test") -> Predictions:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 REMEMBERED = 2
+CHUNK, UNCUT = 256, 1_000_000
 
 Weights = NDArray[np.float64]
 """How often each example counts in each of R resamples: [R, N]."""
@@ -172,6 +173,15 @@ class Task(Component, package="fmray.tasks"):
         the targets in columns of the task's own; `example_B`, the number of the example that each row comes from.
         """
 
+    def truncated(self, tokenizer: Any, split: Split, max_length: int, n_labels: int) -> NDArray[np.bool_]:
+        """Of which examples `max_length` cuts something off: [N]."""
+        found = [np.zeros(0, dtype=bool)]
+        for start in range(0, len(split), CHUNK):
+            part = Split(split.inputs[start : start + CHUNK], split.targets[start : start + CHUNK])
+            kept_N, whole_N = (_n_read(self.encode(tokenizer, part, limit, n_labels), len(part)) for limit in (max_length, UNCUT))
+            found.append(kept_N < whole_N)
+        return np.concatenate(found)
+
     def of_epoch(self, rows: Rows, seed: int, epoch: int) -> Rows:
         """The rows as an epoch of training reads them; a task that draws something anew in each epoch draws it here, from both numbers."""
         return rows
@@ -227,6 +237,15 @@ class Task(Component, package="fmray.tasks"):
         if isinstance(value, Sequence) and not isinstance(value, str):
             return [self.shown(labels, one) for one in value]
         return labels[value] if labels else value
+
+
+def _n_read(rows: Rows, n_examples: int) -> NDArray[np.int64]:
+    """How many tokens of each example a model is given: [N]."""
+    read_N = np.zeros(n_examples, dtype=np.int64)
+    for mask in ("attention_mask_BT", "mask_BU"):
+        if mask in rows:
+            np.add.at(read_N, rows["example_B"], rows[mask].sum(axis=1))
+    return read_N
 
 
 _LOADED: dict[str, TaskData] = {}

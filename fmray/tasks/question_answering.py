@@ -33,8 +33,9 @@ _UNIT = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 class QuestionAnswering(Unlabelled):
     """The span of a passage that answers a question.
 
-    A passage longer than `max_length` is read in windows that overlap by `stride` tokens; the window that is surest answers. A window
-    without the answer is taught to point at its first token, which also says that there is none.
+    A passage longer than `max_length` is read in windows that overlap by `stride` tokens, but by no more than a quarter of `max_length`;
+    the window that is surest answers. A window without the answer is taught to point at its first token, which also says that there is
+    none.
 
     Attributes:
         context, question, answers: the fields of a document that hold the passage, the question, and the list of `{text, answer_start}`, or
@@ -115,6 +116,10 @@ class QuestionAnswering(Unlabelled):
                 start, text = split.targets[example][0]
                 ends[row] = window_positions(from_BT[row], to_BT[row], start, start + len(text))
         return {**rows, "start_B": ends[:, 0], "end_B": ends[:, 1], "from_BT": from_BT, "to_BT": to_BT, "example_B": example_B}
+
+    def truncated(self, tokenizer: Any, split: Split, max_length: int, n_labels: int) -> NDArray[np.bool_]:
+        """None: a passage that is longer is read in windows."""
+        return np.zeros(len(split), dtype=bool)
 
     def n_targets(self, batch: "Mapping[str, Tensor]") -> int:
         """The number of windows."""

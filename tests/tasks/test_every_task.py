@@ -171,6 +171,25 @@ def test_predictions_are_in_the_form_of_targets_and_survive_saving(made: tuple[T
     assert found.predict(found.outputs(again, rows, batch_size=5), rows, data.splits["test"]).values == said.values
 
 
+def is_longer(found: Task, tokenizer: Any, one: Any, limit: int) -> bool:
+    """Whether an input has more tokens than the limit and is not read in windows."""
+    if found.head == "encoder":
+        return any(len(tokenizer(side)["input_ids"]) > limit for side in one)
+    texts = [" ".join(one)] if found.head == "token_classification" else [one] if isinstance(one, str) else one
+    return found.head != "question_answering" and len(tokenizer(*texts)["input_ids"]) > limit
+
+
+def test_what_is_cut_is_counted(made: tuple[Task, TaskData], small: Path) -> None:
+    found, data = made
+    tokenizer, split = start(found, data, small).tokenizer, data.splits["test"]
+    assert not found.truncated(tokenizer, split, 10_000, len(data.labels)).any()
+    if found.head == "causal_lm":  # rows without a token of the answer are refused instead
+        return
+    expected = [is_longer(found, tokenizer, one, 14) for one in split.inputs]
+    assert found.truncated(tokenizer, split, 14, len(data.labels)).tolist() == expected
+    assert any(expected) == (found.head != "question_answering")
+
+
 def test_two_models_are_compared_by_the_figures_of_one_example(made: tuple[Task, TaskData], tmp_path: Path) -> None:
     found, data = made
     right, reports = gold(found, data), []

@@ -147,6 +147,7 @@ def test_several_seeds_and_a_control_stand_in_the_artifact_and_its_report(base: 
     assert metrics["pretraining_gain_macro_f1"].value == pytest.approx(metrics["macro_f1"].value - metrics["macro_f1"].control)
     assert metrics["ece"].higher_is_better is False
     assert all(metrics[name].lower <= metrics[name].value <= metrics[name].upper for name in ("accuracy", "mcc", "weighted_f1", "tfidf_macro_f1"))
+    assert metrics["truncated"].value == 0.0
     confusion = json.loads((report.path / "confusion.json").read_text())
     assert np.trace(confusion["counts"]) / np.sum(confusion["counts"]) == pytest.approx(metrics["accuracy"].value)
     examples = [json.loads(line) for line in (report.path / "examples.jsonl").read_text().splitlines()]
@@ -173,6 +174,13 @@ def test_other_tasks_are_tuned_judged_and_open_with_nothing_else(base: Artifact[
     n = int(tuned.payload.figures["test_examples"])
     assert metrics[task.main_metric].n == n
     assert len((report.path / "examples.jsonl").read_text().splitlines()) == n
+
+
+def test_settings_of_held_out_rows_are_refused_for_a_tuned_checkpoint(tuned: tuple[Artifact[Checkpoint], tiny.Watcher], tmp_path: Path) -> None:
+    for field, value in (("max_rows", 5), ("control_rows", 5), ("num_workers", 2)):
+        with pytest.raises(ConfigError, match=rf"report\.{field}: a tuned checkpoint is judged on all test examples") as caught:
+            tiny.run("evaluate", {field: value}, tmp_path / "report", checkpoint=tuned[0])
+        assert caught.value.exit_code == 2
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(base: Artifact[Checkpoint], path: Path, tmp_path: Path) -> None:
