@@ -72,7 +72,7 @@ def test_a_document_whose_answer_is_none_of_its_choices_is_refused(tmp_path: Pat
     (tmp_path / "mine.yaml").write_text(PLAIN)
     path = write(tmp_path / "d.jsonl", [{"query": "a", "choices": ["b", "c"], "gold": gold if i == 2 else usual} for i in range(4)])
     (task,) = load_config(EvaluateConfig, {"tasks": {"mine": {"task": str(tmp_path / "mine.yaml"), "path": path}}}).tasks.values()
-    with pytest.raises(DataError, match="document 2: its right answer .* is none of its 2 choices") as error:
+    with pytest.raises(DataError, match=r"document 2: its right answer .* is none of its 2 choices") as error:
         OpenTask("mine", task, draw("mine", task, 0))
     assert error.value.exit_code == 2
 
