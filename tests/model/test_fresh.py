@@ -31,7 +31,8 @@ def test_positions_are_those_of_published_weights():
 
 def test_an_image_model_is_drawn_by_its_width():
     model = vit_mae()
-    assert model.vit.embeddings.cls_token.any() and model.decoder.mask_token.any()
+    assert model.vit.embeddings.cls_token.any()
+    assert model.decoder.mask_token.any()
     for layer in (model.vit.layers[0].attention.q_proj, model.decoder.decoder_layers[1].mlp.fc1):
         assert layer.weight.std().item() == pytest.approx((2 / (layer.in_features + layer.out_features)) ** 0.5, rel=0.05)
     # Predictions begin near nothing, which is as good as chance.
