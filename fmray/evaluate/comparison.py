@@ -29,10 +29,15 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Example:
-    """What one model did on an example: its figures, and what a reader is shown of it."""
+    """What one model did on an example: its figures, what a reader is shown of it, and what it said (None where that is the figure itself).
+
+    Examples of the same `unit`, such as questions about one passage, are resampled together; None is a unit of its own.
+    """
 
     figures: Mapping[str, float]
     shown: Mapping[str, Any]
+    said: Any = None
+    unit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Comparison:
     """One figure of A against B on the same examples of a task ("" where a report has but one).
 
     Attributes:
-        difference: A minus B, its interval by a bootstrap of the pairs.
+        difference: A minus B, its interval by a bootstrap of the pairs, those of a unit together.
         wins, losses: examples where A did better, and worse; the rest are ties.
         p_value: McNemar's exact test (1947) of wins against losses, for figures that are 0 or 1; else None.
         won, lost: these examples with what both said.
@@ -65,10 +70,10 @@ class Comparison:
 
 
 def compare(a: Artifact[Report], b: Artifact[Report], *, seed: int = 0) -> list[Comparison]:
-    """Every figure that both reports have, example by example.
+    """Every figure that examples have on their own in both reports, example by example.
 
     Raises:
-        DataError: a report keeps no examples, they share no task, or a task's examples differ.
+        DataError: a report keeps no examples, they share no task, or a task's examples or all of their figures differ.
     """
     theirs, ours = read_examples(b), read_examples(a)
     shared = [task for task in ours if task in theirs]
@@ -84,6 +89,9 @@ def compare(a: Artifact[Report], b: Artifact[Report], *, seed: int = 0) -> list[
             )  # fmt: skip
         first = next(iter(ours[task]))
         figures = [figure for figure in ours[task][first].figures if figure in theirs[task][first].figures]
+        if not figures:
+            names = (", ".join(side[task][first].figures) for side in (ours, theirs))
+            raise DataError(f"the reports share no figure{f' of {task}' if task else ''}: {' against '.join(names)}", where=f"{a.path} and {b.path}", todo="evaluate both with the same metrics")
         found += [_compared(task, figure, ours[task], theirs[task], seed) for figure in figures]
     return found
 
@@ -95,13 +103,19 @@ def _compared(task: str, figure: str, ours: Mapping[Key, Example], theirs: Mappi
     wins, losses = int((gain_N > 0).sum()), int((gain_N < 0).sum())
 
     def shown(sign: int) -> tuple[dict[str, Any], ...]:
-        return tuple({**pairs[i][0].shown, figure: [float(a_N[i]), float(b_N[i])]} for i in np.flatnonzero(gain_N == sign))
+        return tuple({**pairs[i][0].shown, **_said(*pairs[i]), figure: [float(a_N[i]), float(b_N[i])]} for i in np.flatnonzero(gain_N == sign))
 
+    _, unit_N = np.unique([i if one.unit is None else one.unit for i, (one, _) in enumerate(pairs)], return_inverse=True)
+    difference = intervals.ratio(np.bincount(unit_N, a_N - b_N), np.bincount(unit_N), seed=seed)
     binary = bool(np.isin(np.concatenate([a_N, b_N]), (0.0, 1.0)).all())
     return Comparison(
-        task, figure, len(pairs), float(a_N.mean()), float(b_N.mean()), intervals.mean(a_N - b_N, seed=seed), wins, losses,
+        task, figure, len(pairs), float(a_N.mean()), float(b_N.mean()), difference, wins, losses,
         mcnemar(wins, losses) if binary else None, shown(1), shown(-1),
     )  # fmt: skip
+
+
+def _said(a: Example, b: Example) -> dict[str, Any]:
+    return {} if a.said is None else {"said": [a.said, b.said]}
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -133,7 +147,7 @@ def read_examples(report: Artifact[Report]) -> dict[str, dict[Key, Example]]:
         found.setdefault(task, {})[known_by, seen[task, known_by]] = example
         seen[task, known_by] += 1
     if not found or not all(example.figures for examples in found.values() for example in examples.values()):
-        raise DataError("the report's examples hold no figure to compare", where=str(path), todo="compare reports of evaluate")
+        raise DataError("the report's examples hold no figure that one example has on its own, so nothing can be compared", where=str(path), todo="compare reports of evaluate, on a task with such figures")
     return found
 
 
@@ -141,11 +155,11 @@ def _example(line: Mapping[str, Any], report: Artifact[Report]) -> tuple[str, st
     """The task of a line, what its example is known by, and the example."""
     if "metrics" in line:
         shown = {"task": line["task"], "document": line["document"], "text": line["text"], "target": line["target"]}
-        return line["task"], f"{line['document_hash']} {line['prompt_hash']}", Example(line["metrics"], shown)
+        return line["task"], f"{line['document_hash']} {line['prompt_hash']}", Example(line["metrics"], shown, line.get("answers"))
     if "label" in line:
         asked = {name: line[name] for name in ("text", "input") if name in line}
         known_by = hashlib.sha256(json.dumps([asked, line["label"]], sort_keys=True).encode()).hexdigest()
-        return "", known_by, Example({"accuracy": float(line["model"] == line["label"])}, {**asked, "target": line["label"]})
+        return line.get("task", ""), known_by, Example(line.get("figures", {}), {"task": line.get("task", ""), **asked, "target": line["label"]}, line["model"], line.get("unit"))
     if "row" in line and "loss" in line:
         return "", f"{report.record.inputs.get('dataset')} {line['row']}", Example({"loss": float(line["loss"])}, {"row": line["row"], "text": line.get("text", "")})
     return "", "", Example({}, {})

@@ -16,7 +16,8 @@ class EvaluateConfig(Config):
     Attributes:
         tasks: likelihood and generation tasks of a language model by name, measured in place of its held-out loss; a dataset is then the
             corpus in which the tasks' documents are looked for.
-        max_rows: at most so many validation rows, spread evenly over the split; None reads all of them.
+        max_rows: at most so many validation rows, spread evenly over the split; None reads all of them. Neither this nor `control_rows`
+            nor `num_workers` is for a tuned checkpoint, which is judged on all test examples of its task by one worker.
         control_rows: on how many of those rows (or of each task's documents) an untrained twin of the same shape is scored as the control.
         micro_batch_size: at most so many rows (or texts) a forward pass; fewer where rows are long.
         num_workers: workers that share the tasks' documents; they change no figure.

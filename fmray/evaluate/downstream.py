@@ -1,6 +1,6 @@
 """Judges a tuned model on the test split that no training and no search has seen, beside the baselines that put it in proportion.
 
-Shapes: N test examples, R weightings.
+Shapes: N test examples, U independent units of them, R weightings.
 """
 
 import json
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fmray.cluster import call
 from fmray.core import intervals
 from fmray.core.artifact import Artifact, write_json
-from fmray.core.errors import DataError
+from fmray.core.errors import ConfigError, DataError
 from fmray.core.intervals import Interval
 from fmray.core.report import Metric
 from fmray.core.stage import Out
@@ -28,6 +28,7 @@ from fmray.tasks.classifier import Classifier
 EXAMPLES = "examples.jsonl"
 CONFUSION = "confusion.json"
 SUMMARY = "task.json"
+HELD_OUT_ALONE = ("max_rows", "control_rows", "num_workers")
 CONTROL = "control"
 MODEL, RANDOM_INIT = "model", "random_init"
 
@@ -38,11 +39,15 @@ def evaluate_downstream(
     """The metrics of a tuned checkpoint on its task's test split, and the name of the per-example file.
 
     Beside the model stand the task's baselines (of text: the most frequent label, TF-IDF with logistic regression), and the same
-    architecture from random weights, tuned with the same hyperparameters, when the checkpoint keeps that control.
+    architecture from random weights, all of it tuned with the same hyperparameters, when the checkpoint keeps that control.
 
     Raises:
+        ConfigError: the step sets what holds for held-out rows alone.
         DataError: the task's data are not those that the checkpoint was tuned on, so its test rows may have been trained on.
     """
+    for name in HELD_OUT_ALONE:
+        if getattr(config, name) != EvaluateConfig.model_fields[name].default:
+            raise ConfigError("a tuned checkpoint is judged on all test examples of its task, by one worker", where=f"{out.name}.{name}", todo="leave it out")
     task = task_from(checkpoint.payload.task, str(checkpoint.path))
     out.progress(f"reading the task {task.name}")
     data = task.load()
@@ -79,9 +84,20 @@ def _judge(
     if control is not None:
         predictions[RANDOM_INIT] = predict(control, task, data, config.micro_batch_size)
     seen_N = _seen(data.splits["test"].texts, hashes)
-    _write_examples(folder / EXAMPLES, task, data, predictions, seen_N)
+    write_examples(folder / EXAMPLES, task, data, predictions, seen_N)
     _write_confusion(folder / CONFUSION, data, predictions[MODEL])
-    return task_metrics(task, data, predictions, notes, seen_N, config.seed)
+    return [*task_metrics(task, data, predictions, notes, seen_N, config.seed), _truncated(model, task, data)]
+
+
+def _truncated(path: Path, task: Task, data: TaskData) -> Metric:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    cut_N = task.truncated(tokenizer, data.splits["test"], tokenizer.model_max_length, len(data.labels))
+    return Metric(
+        name=f"eval/{task.name}/truncated", value=float(cut_N.mean()), higher_is_better=False, n=len(cut_N),
+        note=f"share of test examples of which only {tokenizer.model_max_length} tokens were read",
+    )  # fmt: skip
 
 
 def predict(path: Path, task: Task, data: TaskData, batch_size: int, split: str = "test") -> Predictions:
@@ -103,11 +119,17 @@ def _seen(texts: Sequence[str], hashes: Path | None) -> NDArray[np.float64] | No
 def task_metrics(
     task: Task, data: TaskData, predictions: Mapping[str, Predictions], notes: Mapping[str, str], seen_N: NDArray[np.float64] | None, seed: int
 ) -> list[Metric]:
-    """All metrics from the test predictions of each system; intervals by resampling test examples."""
+    """All metrics from the test predictions of each system; intervals by resampling the task's units of test examples."""
     targets, main = data.splits["test"].targets, task.main_metric
+    unit_N = task.units(data.splits["test"])
+    n_units = int(unit_N.max()) + 1
+    grouped = f"{len(targets)} examples in {n_units} groups, which are resampled whole" if n_units < len(targets) else ""
+
+    def figures(system: str, weights_RU: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        return task.figures(data.labels, targets, predictions[system], weights_RU[:, unit_N])
 
     def draws(system: str) -> dict[str, Interval]:
-        return intervals.statistics(lambda weights: task.figures(data.labels, targets, predictions[system], weights), len(targets), seed=seed)
+        return intervals.statistics(lambda weights_RU: figures(system, weights_RU), n_units, seed=seed)
 
     def metric(key: str, interval: Interval, *, better: bool | None = True, control: float | None = None, note: str = "") -> Metric:
         return Metric(
@@ -120,7 +142,7 @@ def task_metrics(
 
     control = draws(RANDOM_INIT) if RANDOM_INIT in predictions else {}
     metrics = [
-        metric(key, interval, better=key not in task.lower_is_better, control=control[key].value if key in control else None)
+        metric(key, interval, better=key not in task.lower_is_better, control=control[key].value if key in control else None, note=grouped)
         for key, interval in draws(MODEL).items()
     ]
     metrics += [metric(f"{name}_{main}", draws(name)[main], better=None, note=note) for name, note in notes.items()]
@@ -128,29 +150,36 @@ def task_metrics(
         why = "the checkpoint keeps no control trained from random weights; search makes one, finetune does with `control: true`"
         metrics += [unknown(f"random_init_{main}", why), unknown(f"pretraining_gain_{main}", why)]
     else:
-        model, random = predictions[MODEL], predictions[RANDOM_INIT]
-        gain = intervals.statistic(
-            lambda w: task.figures(data.labels, targets, model, w)[main] - task.figures(data.labels, targets, random, w)[main], len(targets), seed=seed
-        )
-        metrics.append(metric(f"random_init_{main}", control[main], better=None, note="the same architecture and hyperparameters from random weights"))
+        gain = intervals.statistic(lambda w_RU: figures(MODEL, w_RU)[main] - figures(RANDOM_INIT, w_RU)[main], n_units, seed=seed)
+        metrics.append(metric(f"random_init_{main}", control[main], better=None, note="the same architecture and hyperparameters from random weights, all of which were tuned"))
         metrics.append(metric(f"pretraining_gain_{main}", gain, note=f"{main} minus random_init_{main} on the same resamples"))
     if seen_N is None:
         metrics.append(unknown("pretraining_overlap", "no dataset was given, so it is not known which test rows were pretrained on", False))
     else:
-        metrics.append(metric("pretraining_overlap", intervals.mean(seen_N, seed=seed), better=False, note="share of a test row's words that stand in a training document of the dataset, whole or as a whole paragraph; mean over rows"))
+        metrics.append(metric("pretraining_overlap", intervals.ratio(np.bincount(unit_N, seen_N), np.bincount(unit_N), seed=seed), better=False, note="share of a test row's words that stand in a training document of the dataset, whole or as a whole paragraph; mean over rows"))
     return metrics
 
 
-def _write_examples(path: Path, task: Task, data: TaskData, predictions: Mapping[str, Predictions], seen_N: NDArray[np.float64] | None) -> None:
+def write_examples(path: Path, task: Task, data: TaskData, predictions: Mapping[str, Predictions], seen_N: NDArray[np.float64] | None) -> None:
+    """One line of JSON a test example: what it is, what each system says of it, and the model's figures on it alone, by which `compare` goes."""
     test, sure_N = data.splits["test"], predictions[MODEL].confidence_N
+    unit_N = task.units(test)
     with path.open("w", encoding="utf-8") as file:
         for index, (one, target) in enumerate(zip(test.inputs, test.targets, strict=True)):
-            row: dict[str, Any] = {"text" if isinstance(one, str) else "input": one, "label": task.shown(data.labels, target)}
+            row: dict[str, Any] = {"task": task.name, "text" if isinstance(one, str) else "input": one, "label": task.shown(data.labels, target)}
             row |= {system: task.shown(data.labels, said.values[index]) for system, said in predictions.items()}
+            row["unit"] = int(unit_N[index])
+            row["figures"] = _alone(task, data.labels, target, predictions[MODEL].alone(index))
             if sure_N is not None:
                 row["probability"] = round(float(sure_N[index]), 6)
             row["pretraining_overlap"] = None if seen_N is None else round(float(seen_N[index]), 4)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _alone(task: Task, labels: Sequence[str], target: Any, said: Predictions) -> dict[str, float]:
+    """The figures that an example has on its own."""
+    found = task.metrics(labels, [target], said) if task.per_example else {}
+    return {name: round(found[name], 6) for name in task.per_example}
 
 
 def _write_confusion(path: Path, data: TaskData, said: Predictions) -> None:

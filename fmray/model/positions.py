@@ -13,11 +13,19 @@ def position_offset(hf_config: Mapping[str, Any]) -> int:
 
 
 def max_positions(hf_config: Mapping[str, Any]) -> int | None:
-    """The longest row that a model has positions for; None where its config names no limit, or one that its relative positions do not have."""
+    """The longest row that a model has positions for: its table less the rows before the first one. None where its config names no limit, or
+    one that its relative positions do not have.
+    """
     if hf_config.get("model_type") == "t5":
         return None
     found = next((hf_config[name] for name in ("max_position_embeddings", "n_positions") if hf_config.get(name) is not None), None)
     return None if found is None else int(found) - position_offset(hf_config)
+
+
+def n_positions(config: Any) -> int | None:
+    """The most tokens that a text model reads at once, by its config of transformers; see `max_positions`."""
+    told: dict[str, Any] = config.get_text_config().to_dict()
+    return max_positions(told)
 
 
 def patch_size(hf_config: Mapping[str, Any]) -> int:

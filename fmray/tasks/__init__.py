@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 REMEMBERED = 2
+CHUNK, UNCUT = 256, 1_000_000
 
 Weights = NDArray[np.float64]
 """How often each example counts in each of R resamples: [R, N]."""
@@ -122,6 +123,11 @@ class Predictions:
     confidence_N: NDArray[np.float64] | None = None
     losses_N2: NDArray[np.float64] | None = None
 
+    def alone(self, at: int) -> "Predictions":
+        """What it says of one example."""
+        confidence, losses = (None if column is None else column[at : at + 1] for column in (self.confidence_N, self.losses_N2))
+        return Predictions([self.values[at]], confidence, losses)
+
 
 class Task(Component, package="fmray.tasks"):
     """A downstream task. `name` is the middle part of its metric keys: `eval/<name>/macro_f1`.
@@ -131,6 +137,7 @@ class Task(Component, package="fmray.tasks"):
         problem: the `problem_type` that the model's config.json keeps.
         metric_names: the figures that an epoch or a trial may be chosen by, all better when higher; `main_metric` is the default.
         lower_is_better: the other figures.
+        per_example: those of `metric_names` that one example has on its own, so that two models can be compared example by example.
     """
 
     head: ClassVar[Head]
@@ -138,6 +145,7 @@ class Task(Component, package="fmray.tasks"):
     metric_names: ClassVar[tuple[str, ...]]
     main_metric: ClassVar[str]
     lower_is_better: ClassVar[tuple[str, ...]] = ()
+    per_example: ClassVar[tuple[str, ...]] = ()
     name: str
 
     def load(self) -> TaskData:
@@ -165,6 +173,15 @@ class Task(Component, package="fmray.tasks"):
         the targets in columns of the task's own; `example_B`, the number of the example that each row comes from.
         """
 
+    def truncated(self, tokenizer: Any, split: Split, max_length: int, n_labels: int) -> NDArray[np.bool_]:
+        """Of which examples `max_length` cuts something off: [N]."""
+        found = [np.zeros(0, dtype=bool)]
+        for start in range(0, len(split), CHUNK):
+            part = Split(split.inputs[start : start + CHUNK], split.targets[start : start + CHUNK])
+            kept_N, whole_N = (_n_read(self.encode(tokenizer, part, limit, n_labels), len(part)) for limit in (max_length, UNCUT))
+            found.append(kept_N < whole_N)
+        return np.concatenate(found)
+
     def of_epoch(self, rows: Rows, seed: int, epoch: int) -> Rows:
         """The rows as an epoch of training reads them; a task that draws something anew in each epoch draws it here, from both numbers."""
         return rows
@@ -176,6 +193,9 @@ class Task(Component, package="fmray.tasks"):
             hf_config: the model's Hugging Face config.
         """
         return logits_of(model(**inputs_of(batch)), self.head)
+
+    def require_room(self, opened: Classifier, rows: Rows) -> None:
+        """Refuses rows that the model has no positions to answer; rows that are only read are cut to fit."""
 
     def outputs(self, opened: Classifier, rows: Rows, batch_size: int = 64) -> Outputs:
         """What `predict` reads of a model for rows: arrays [B, ...], by default its logits."""
@@ -204,6 +224,10 @@ class Task(Component, package="fmray.tasks"):
         """The figures themselves, every example counted once."""
         return {name: float(values[0]) for name, values in self.figures(labels, targets, predictions, np.ones((1, len(targets)))).items()}
 
+    def units(self, split: Split) -> NDArray[np.int64]:
+        """To which independent unit each example belongs, from 0 [N]: intervals resample units. By default each example is one."""
+        return np.arange(len(split), dtype=np.int64)
+
     def baselines(self, data: TaskData, seed: int) -> dict[str, tuple[Predictions, str]]:
         """Test predictions of systems that need no model, by name, each with a word on what it is."""
         return {}
@@ -213,6 +237,15 @@ class Task(Component, package="fmray.tasks"):
         if isinstance(value, Sequence) and not isinstance(value, str):
             return [self.shown(labels, one) for one in value]
         return labels[value] if labels else value
+
+
+def _n_read(rows: Rows, n_examples: int) -> NDArray[np.int64]:
+    """How many tokens of each example a model is given: [N]."""
+    read_N = np.zeros(n_examples, dtype=np.int64)
+    for mask in ("attention_mask_BT", "mask_BU"):
+        if mask in rows:
+            np.add.at(read_N, rows["example_B"], rows[mask].sum(axis=1))
+    return read_N
 
 
 _LOADED: dict[str, TaskData] = {}

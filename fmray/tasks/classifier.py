@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fmray.core.errors import ArtifactError, ConfigError
 from fmray.model.checkpoint import Head
+from fmray.model.positions import n_positions
 from fmray.tasks.starting import (
     SAFELY,
     frame_as_in_pretraining,
@@ -68,12 +69,14 @@ class LoraShape(Protocol):
 class Classifier:
     """A Hugging Face model with the head of a task and its tokenizer, in float32 on one device.
 
-    No code in a model's directory is run and no pickle is read.
+    No code in a model's directory is run and no pickle is read. `missing` names the weights below the head that the directory it started
+    from has not, so that they were drawn with the head.
     """
 
     model: Any
     tokenizer: Any
     head: Head = "sequence_classification"
+    missing: frozenset[str] = frozenset()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -131,17 +134,18 @@ class Classifier:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
         # Pretraining may have begun from this very seed; the control is to be another draw than what it began with.
         torch.manual_seed(seed + SCRATCH_SEED if from_scratch else seed)
+        missing: frozenset[str] = frozenset()
         with _quiet():
             if from_scratch:
                 model = auto.from_config(config, dtype=_float32())
             else:
                 model, told = auto.from_pretrained(path, config=config, dtype=_float32(), output_loading_info=True, **SAFELY)
-                require_body(model, set(told["missing_keys"]), path)
-        return cls(model.to(_device(device)), tokenizer, head)
+                missing = require_body(model, set(told["missing_keys"]), path)
+        return cls(model.to(_device(device)), tokenizer, head, missing)
 
     def train_only(self, method: Method, lora: "LoraShape") -> None:
         """Chooses which weights are tuned: all of them, the head alone (`frozen`), or the head and low-rank adapters of every linear
-        layer (`lora`: Hu et al. 2021, https://arxiv.org/abs/2106.09685, by peft).
+        layer (`lora`: Hu et al. 2021, https://arxiv.org/abs/2106.09685, by peft). What is `missing` is tuned with the head.
 
         Raises:
             ConfigError: `lora` is asked for and peft is not installed.
@@ -152,9 +156,10 @@ class Classifier:
         children = self.model.named_children() if self.head in FRESH else ()
         fresh = [name for name, child in children if child is not body and any(True for _ in child.parameters())]
         if method == "frozen":
-            for parameter in body.parameters():
-                parameter.requires_grad_(False)
+            for name, parameter in body.named_parameters(prefix=self.model.base_model_prefix):
+                parameter.requires_grad_(name in self.missing)
             return
+        fresh += sorted({name.rpartition(".")[0] for name in self.missing if self.head in FRESH})
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError:
@@ -170,7 +175,7 @@ class Classifier:
         Raises:
             ConfigError: the model has fewer positions than `max_length`.
         """
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = n_positions(self.model.config)
         if max_length is not None and limit is not None and max_length > limit:
             raise ConfigError(f"is {max_length}, but the model has {limit} positions", where="max_length", todo=f"use at most {limit}")
         self.tokenizer.model_max_length = max_length or min(LONGEST, limit or LONGEST)

@@ -44,6 +44,7 @@ class FillMask(Unlabelled):
     head: ClassVar[Head] = "masked_lm"
     metric_names: ClassVar[tuple[str, ...]] = ("accuracy_at_1", "accuracy_at_5")
     main_metric: ClassVar[str] = "accuracy_at_1"
+    per_example: ClassVar[tuple[str, ...]] = metric_names
     name: str = Field("masks", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     text: str = "text"
     share: float = Field(0.15, gt=0, lt=1)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fmray.core.errors import DataError
+from fmray.model.positions import n_positions
 from fmray.tasks import Predictions, Split, Weights
 from fmray.tasks.classifier import Classifier, Outputs, Rows, inputs_of
 from fmray.tasks.sourced import Unlabelled
@@ -49,9 +50,25 @@ class Generative(Unlabelled):
         """Cross-entropy of the tokens of the answers."""
         return told_loss(outputs[0], labels_of(batch)).sum()
 
+    def require_room(self, opened: Classifier, rows: Rows) -> None:
+        """See `Task`.
+
+        Raises:
+            DataError: the model has fewer positions than the longest prompt and `max_new_tokens`.
+        """
+        positions, before = n_positions(opened.model.config), int(rows["prompt_B"].max()) if "prompt_B" in rows else 1
+        # What is written last is not read again.
+        if positions is not None and before + self.max_new_tokens - 1 > positions:
+            raise DataError(
+                f"behind a prompt of {before} tokens the model has no positions for {self.max_new_tokens} new ones: it has {positions} in all", where=self.where,
+                todo="lower task.max_new_tokens, or max_length",
+            )  # fmt: skip
+
     def outputs(self, opened: Classifier, rows: Rows, batch_size: int = 64) -> Outputs:
         """The texts that the model writes [B], the summed loss of the right answers [B] and the numbers of their tokens [B]."""
         import torch
+
+        self.require_room(opened, rows)
 
         def compute(batch: "Mapping[str, Tensor]") -> list[Any]:
             written = decoded(opened, generate(opened, batch, self.max_new_tokens, self.num_beams))

@@ -42,6 +42,7 @@ class InstructionTuning(Generative):
     head: ClassVar[Head] = "causal_lm"
     metric_names: ClassVar[tuple[str, ...]] = ("exact_match", "f1", "rouge_l")
     main_metric: ClassVar[str] = "f1"
+    per_example: ClassVar[tuple[str, ...]] = metric_names
     lower_is_better: ClassVar[tuple[str, ...]] = ("perplexity",)
     name: str = Field("instructions", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     prompt: str = "{text}"
@@ -92,6 +93,8 @@ class InstructionTuning(Generative):
             raise DataError(f"the column '{self.messages}' holds no list of turns with a role ({', '.join(ROLES)}) and a content", where=where)
         if len(turns) < 2 or turns[-1]["role"] != "assistant":
             raise DataError("the conversation does not end with an answer of the assistant", where=where)
+        if turns[0]["role"] == "assistant":
+            raise DataError("the conversation begins with the assistant, who has nothing to answer yet", where=where, todo="drop that turn, or put what was asked before it")
         return [{"role": turn["role"], "content": normalise(turn["content"]).strip()} for turn in turns]
 
     def encode(self, tokenizer: Any, split: Split, max_length: int, n_labels: int) -> Rows:
@@ -99,6 +102,7 @@ class InstructionTuning(Generative):
 
         Raises:
             ArtifactError: the tokenizer has no chat template, or one by which answers cannot be told from what stands before them.
+            DataError: the chat template refuses a conversation.
         """
         if self.chat_template is not None:
             tokenizer.chat_template = TEMPLATES.get(self.chat_template, self.chat_template)
@@ -106,9 +110,18 @@ class InstructionTuning(Generative):
             raise ArtifactError("its tokenizer has no chat template", where=self.where, todo="set task.chat_template: Jinja, or plain")
         if not tokenizer.is_fast:
             raise ArtifactError("its tokenizer tells no offsets, so answers cannot be told from prompts", where=self.where, todo="give a model with a tokenizer.json")
+        from jinja2 import TemplateError
+
         answered = []
         for before, answer in zip(split.inputs, split.targets, strict=True):
-            text, spans = self._rendered(tokenizer, [*before, {"role": "assistant", "content": answer}])
+            try:
+                text, spans = self._rendered(tokenizer, [*before, {"role": "assistant", "content": answer}])
+            except (TemplateError, ValueError) as error:
+                roles = ", ".join(turn["role"] for turn in before)
+                raise DataError(
+                    f"the chat template refuses a conversation of {roles}, assistant ({type(error).__name__}: {error})", where=self.where,
+                    todo="mend its turns, or set task.chat_template",
+                ) from None  # fmt: skip
             encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             offsets = encoded["offset_mapping"]
             learnt = [any(start < last and end > first for first, last in spans) for start, end in offsets]
@@ -128,7 +141,8 @@ class InstructionTuning(Generative):
                         "its chat template does not begin a longer conversation as it renders a shorter one, so answers cannot be told from prompts",
                         where=self.where, todo="set task.chat_template",
                     )  # fmt: skip
-                spans.append((len(asked), len(told)))
+                # Many templates end a line behind the end token. The model writes no further than that token, so the line's end is no answer.
+                spans.append((len(asked), len(told.rstrip("\n"))))
         return text, spans
 
     def scores(self, said: str, right: Sequence[str]) -> Mapping[str, float]:

@@ -40,6 +40,7 @@ class MultiLabelClassification(Sourced):
         "micro_f1", "macro_f1", "weighted_f1", "micro_precision", "micro_recall", "macro_precision", "macro_recall", "accuracy",
     )  # fmt: skip
     main_metric: ClassVar[str] = "micro_f1"
+    per_example: ClassVar[tuple[str, ...]] = ("accuracy",)
     name: str = Field("labels", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     text: str = "text"
     label: str | tuple[str, ...] = "labels"

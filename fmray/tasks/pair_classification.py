@@ -19,7 +19,7 @@ class PairClassification(TextClassification):
     name: str = Field("pairs", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     second: str = "sentence2"
     label: str = "gold_label"
-    classes: int | tuple[str, ...] = 3
+    classes: int | tuple[str, ...] | None = 3
     main_metric: ClassVar[str] = "accuracy"
 
     @property

@@ -33,11 +33,13 @@ _UNIT = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 class QuestionAnswering(Unlabelled):
     """The span of a passage that answers a question.
 
-    A passage longer than `max_length` is read in windows that overlap by `stride` tokens; the window that is surest answers. A window
-    without the answer is taught to point at its first token, which also says that there is none.
+    A passage longer than `max_length` is read in windows that overlap by `stride` tokens, but by no more than a quarter of `max_length`;
+    the window that is surest answers. A window without the answer is taught to point at its first token, which also says that there is
+    none.
 
     Attributes:
-        context, question, answers: the fields of a document that hold the passage, the question, and the list of `{text, answer_start}`.
+        context, question, answers: the fields of a document that hold the passage, the question, and the list of `{text, answer_start}`, or
+            one such mapping of two lists, as Hugging Face keeps SQuAD.
         no_answer: whether a question may have no answer: then the empty answer is given where it is surer than any span.
         by_character: figures count each Chinese character as a word.
         max_answer_tokens: spans are at most so long.
@@ -47,6 +49,7 @@ class QuestionAnswering(Unlabelled):
     head: ClassVar[Head] = "question_answering"
     metric_names: ClassVar[tuple[str, ...]] = ("f1", "exact_match")
     main_metric: ClassVar[str] = "f1"
+    per_example: ClassVar[tuple[str, ...]] = metric_names
     name: str = Field("answers", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     context: str = "text"
     question: str = "question"
@@ -62,19 +65,27 @@ class QuestionAnswering(Unlabelled):
         blank: Counter[str] = Counter()
         for document in source.iter_documents():
             context, question, answers = self.columns(document, (self.context, self.question, self.answers))
-            blank.update(column for column, value in ((self.context, context), (self.question, question)) if is_blank(value))
             where = f"{self.where}, {document['id']}"
-            if not answers and not self.no_answer:
-                raise DataError("the question has no answer", where=where, todo="set task.no_answer to true if that may be")
-            target = []
-            for answer in answers:
-                start, text = answer["answer_start"], answer["text"]
-                if context[start : start + len(text)] != text:
-                    raise DataError(f"the answer {text[:40]!r} does not stand at {start} of the passage", where=where, todo="mend the offsets")
-                target.append([start, text])
+            lacking = [column for column, value in ((self.context, context), (self.question, question)) if is_blank(value)]
+            blank.update(lacking)
+            target = [] if lacking else self._answers(context, answers, where)
             found.append(Example({"question": question, "context": context}, target, f"{question}\n{context}"))
         self.refuse_blanks(len(found), blank)
         return found
+
+    def _answers(self, context: Any, held: Any, where: str) -> list[list[Any]]:
+        """The start and the text of each answer."""
+        if not isinstance(context, str):
+            raise DataError(f"the column '{self.context}' holds {type(context).__name__}, which is no text", where=where)
+        pairs = _pairs([] if held is None else held)
+        if pairs is None:
+            raise DataError(f"the column '{self.answers}' holds no list of answers with text and answer_start", where=where)
+        if not pairs and not self.no_answer:
+            raise DataError("the question has no answer", where=where, todo="set task.no_answer to true if that may be")
+        for start, text in pairs:
+            if start < 0 or context[start : start + len(text)] != text:
+                raise DataError(f"the answer {text[:40]!r} does not stand at {start} of the passage", where=where, todo="mend the offsets")
+        return [[start, text] for start, text in pairs]
 
     def encode(self, tokenizer: Any, split: Split, max_length: int, n_labels: int) -> Rows:
         """See `Task`: `start_B` and `end_B` are the positions of the first answer in a window, 0 where it does not lie in it;
@@ -105,6 +116,10 @@ class QuestionAnswering(Unlabelled):
                 start, text = split.targets[example][0]
                 ends[row] = window_positions(from_BT[row], to_BT[row], start, start + len(text))
         return {**rows, "start_B": ends[:, 0], "end_B": ends[:, 1], "from_BT": from_BT, "to_BT": to_BT, "example_B": example_B}
+
+    def truncated(self, tokenizer: Any, split: Split, max_length: int, n_labels: int) -> NDArray[np.bool_]:
+        """None: a passage that is longer is read in windows."""
+        return np.zeros(len(split), dtype=bool)
 
     def n_targets(self, batch: "Mapping[str, Tensor]") -> int:
         """The number of windows."""
@@ -145,9 +160,27 @@ class QuestionAnswering(Unlabelled):
         total_R = weights_RN.sum(axis=1)
         return {"f1": weights_RN @ scores_N2[:, 1] / total_R, "exact_match": weights_RN @ scores_N2[:, 0] / total_R}
 
+    def units(self, split: Split) -> NDArray[np.int64]:
+        """The passages: questions about the same one are hard or easy together."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(one["context"], len(numbers)) for one in split.inputs], dtype=np.int64)
+
     def score(self, said: str, right: Sequence[str]) -> tuple[float, float]:
         """Exact match and F1 of an answer against those that are right (none: it should say nothing)."""
         return squad_scores(said, right or [""], self.by_character)
+
+
+def _pairs(held: Any) -> list[tuple[int, str]] | None:
+    """Answers of either form as (start, text); None where they are neither."""
+    if isinstance(held, Mapping):
+        texts, starts = held.get("text"), held.get("answer_start")
+        found = list(zip(starts, texts, strict=True)) if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts) else None
+    else:
+        sound = isinstance(held, list) and all(isinstance(one, Mapping) for one in held)
+        found = [(one.get("answer_start"), one.get("text")) for one in held] if sound else None
+    if found is None or not all(isinstance(start, int) and isinstance(text, str) and text for start, text in found):
+        return None
+    return found
 
 
 def window_positions(from_T: NDArray[np.int64], to_T: NDArray[np.int64], start: int, end: int) -> tuple[int, int]:

@@ -33,7 +33,8 @@ class Sourced(Task):
 
     Attributes:
         source: the examples; all splits are cut from it but those that have a source of their own.
-        validation, test: sources of these splits; examples of `source` that stand in them too are left out.
+        validation, test: sources of these splits; examples of `source` that stand in them too, or are nearly the same, are left out, and
+            so are those of `validation` that stand in `test`.
         split: the shares of train, validation and test (those with a source of their own take none).
         max_examples: so many are drawn from `source`; None keeps all.
     """
@@ -94,12 +95,14 @@ class Sourced(Task):
         labels = self.label_names(read)
         own = {name: source for name, source in (("validation", self.validation), ("test", self.test)) if source is not None}
         seen = {label for example in read for label in self.labels_in(example.target)}
-        given = {name: self._by_index(self._seen_before(self.examples(source), seen, name), labels) for name, source in own.items()}
-        examples = distinct(self._by_index(read, labels), removed)
-        elsewhere = {example.text for part in given.values() for example in part}
-        if elsewhere:
-            apart = [example for example in examples if example.text not in elsewhere]
-            removed["in_validation_or_test"], examples = len(examples) - len(apart), apart
+        given = {name: self._by_index(self._seen_before(self.examples(source), seen, name), labels, removed) for name, source in own.items()}
+        examples = distinct(self._by_index(read, labels, removed), removed)
+        if len(given) == 2:
+            kept = apart(given["validation"], given["test"])
+            removed["validation_in_test"], given["validation"] = len(given["validation"]) - len(kept), kept
+        if given:
+            kept = apart(examples, [example for part in given.values() for example in part])
+            removed["in_validation_or_test"], examples = len(examples) - len(kept), kept
         examples = self.capped(sorted(examples, key=lambda example: self._order(example.text)), removed)
         shares = tuple(0.0 if name in own else share for name, share in zip(SPLITS, self.split, strict=True))
         split_of = assign(examples, shares, len(labels))
@@ -119,10 +122,13 @@ class Sourced(Task):
         """A place in a random order that depends on the seed and the text alone, not on the rows around it."""
         return hashlib.sha256(f"{self.seed}\0{text}".encode()).digest()
 
-    def _by_index(self, examples: list[Example], labels: tuple[str, ...]) -> list[Example]:
+    def _by_index(self, examples: list[Example], labels: tuple[str, ...], removed: Counter[str]) -> list[Example]:
         index = {label: i for i, label in enumerate(labels)}
         found = (replace(example, target=self.indexed(example.target, index)) for example in examples)
-        return [example for example in found if example.target is not None]
+        kept = [example for example in found if example.target is not None]
+        if len(kept) < len(examples):
+            removed["of_other_classes"] += len(examples) - len(kept)
+        return kept
 
     def _seen_before(self, examples: list[Example], seen: set[str], split: str) -> list[Example]:
         """The examples of a split's own source, whose labels must all stand in `source`: nothing else can be learnt."""
@@ -203,6 +209,14 @@ def distinct(examples: Sequence[Example], removed: Counter[str]) -> list[Example
     removed["under_several_labels"] = sum(len(targets[example.text]) > 1 for example in examples)
     removed["duplicate"] = len(examples) - removed["under_several_labels"] - len(kept)
     return kept
+
+
+def apart(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    """The examples that no other one equals, nearly equals, or is tied to by a chain of near-duplicates."""
+    elsewhere = sorted({example.text for example in others})
+    groups_N = near_duplicate_groups([*(example.text for example in examples), *elsewhere])
+    taken = set(groups_N[len(examples) :].tolist())
+    return [example for example, group in zip(examples, groups_N.tolist(), strict=False) if group not in taken]
 
 
 def assign(examples: Sequence[Example], shares: Sequence[float], n_labels: int) -> list[int]:

@@ -94,8 +94,8 @@ def require_fit(config: Any, tokenizer: Any, path: Path) -> None:
         raise ArtifactError("its config.json names no decoder_start_token_id, so nothing can be written", where=str(path), todo="add the one that it was pretrained with")
 
 
-def require_body(model: Any, missing: set[str], path: Path) -> None:
-    """Sees that the weights below the head are those in `path`.
+def require_body(model: Any, missing: set[str], path: Path) -> frozenset[str]:
+    """Sees that the weights below the head are those in `path`, and names those of them that are not there, such as a masked model's pooler.
 
     Some architectures hold their body under another name with one head than with another (a Llama's under `transformer` with that of
     questions, else under `model`). transformers then finds none of its weights and leaves it random, with no more than a warning.
@@ -107,7 +107,7 @@ def require_body(model: Any, missing: set[str], path: Path) -> None:
     # A model without a head is all body.
     named = {name for name in model.state_dict() if name.startswith(prefix)} or set(model.state_dict())
     if not named <= missing:
-        return
+        return frozenset(named & missing)
     import torch
     from transformers import AutoModel
 
@@ -115,3 +115,4 @@ def require_body(model: Any, missing: set[str], path: Path) -> None:
     if len(told["missing_keys"]) == len(body.state_dict()):
         raise ArtifactError(f"holds no weights of a {type(body).__name__}", where=str(path), todo="check its config.json")
     model.base_model.load_state_dict(body.state_dict())
+    return frozenset(f"{prefix}{name}" for name in told["missing_keys"])

@@ -37,6 +37,7 @@ class Summarisation(Generative):
     head: ClassVar[Head] = "seq2seq_lm"
     metric_names: ClassVar[tuple[str, ...]] = tuple(NAMES)
     main_metric: ClassVar[str] = "rouge_l"
+    per_example: ClassVar[tuple[str, ...]] = metric_names
     lower_is_better: ClassVar[tuple[str, ...]] = ("perplexity",)
     name: str = Field("summary", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     text: str = "text"

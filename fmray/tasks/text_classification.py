@@ -26,11 +26,11 @@ TFIDF = "logistic regression on TF-IDF of words and word pairs"
 
 
 class TextClassification(Sourced):
-    """Which label a text bears. The defaults ask which package of the standard library a docstring comes from.
+    """Which label a text bears. The default columns ask which package of the standard library a docstring comes from.
 
     Attributes:
         text, label: the fields of a document that hold the text and its label.
-        classes: the labels to keep: the most frequent ones, so many, or these by name.
+        classes: the labels to keep: the most frequent ones, so many, or these by name; None keeps all. Rows of other labels are counted.
         max_examples_per_class: so many are drawn of each label; None keeps all.
     """
 
@@ -42,19 +42,20 @@ class TextClassification(Sourced):
         "accuracy", "macro_f1", "macro_precision", "macro_recall", "weighted_f1", "weighted_precision", "weighted_recall", "mcc",
     )  # fmt: skip
     main_metric: ClassVar[str] = "macro_f1"
+    per_example: ClassVar[tuple[str, ...]] = ("accuracy",)
     lower_is_better: ClassVar[tuple[str, ...]] = ("ece",)
     name: str = Field("package", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     text: str = "text"
     label: str = "package"
-    classes: int | tuple[str, ...] = 8
+    classes: int | tuple[str, ...] | None = None
     max_examples_per_class: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _can_be_told_apart(self) -> Self:
-        n = self.classes if isinstance(self.classes, int) else len(set(self.classes))
-        if n < 2:
+        n = len(set(self.classes)) if isinstance(self.classes, tuple) else self.classes
+        if n is not None and n < 2:
             raise ValueError("classes: at least 2 different labels are needed to tell them apart")
-        if isinstance(self.classes, tuple) and n < len(self.classes):
+        if isinstance(self.classes, tuple) and len(set(self.classes)) < len(self.classes):
             raise ValueError("classes: a label stands twice")
         return self
 
@@ -88,6 +89,8 @@ class TextClassification(Sourced):
                     known = ", ".join(by_count[:20]) + (" ..." if len(by_count) > 20 else "")
                     raise DataError(f"no row bears the label '{label}'{did_you_mean(label, counts)}; labels: {known}", where=self.where)
             return self.classes
+        if self.classes is None:
+            return tuple(sorted(counts))
         if len(counts) < self.classes:
             raise DataError(f"{self.classes} classes are asked for and the source has {len(counts)}: {', '.join(by_count)}", where=self.where, todo="lower classes")
         return tuple(by_count[: self.classes])

@@ -40,6 +40,7 @@ class TokenClassification(Sourced):
     head: ClassVar[Head] = "token_classification"
     metric_names: ClassVar[tuple[str, ...]] = ("span_f1", "span_precision", "span_recall", "span_macro_f1", "token_accuracy")
     main_metric: ClassVar[str] = "span_f1"
+    per_example: ClassVar[tuple[str, ...]] = ("token_accuracy",)
     name: str = Field("entities", pattern=r"^[a-z0-9][a-z0-9_-]*$")
     words: str = "words"
     tags: str = "tags"
@@ -71,6 +72,23 @@ class TokenClassification(Sourced):
                 raise DataError(f"word {number + 1}, '{words[number]}', has the tag '{tag}', which is not O, B-type or I-type", where=where, todo="check the column of the tags")
             if kind == "I" and before not in (f"B-{of}", f"I-{of}"):
                 raise DataError(f"word {number + 1}, '{words[number]}', goes on with a span by '{tag}' behind '{before}'", where=where, todo="mend the tags: IOB2 begins each span with B-")
+
+    def read_data(self) -> TaskData:
+        """See `Sourced`.
+
+        Raises:
+            DataError: also types of spans that stand in the validation or test split alone.
+        """
+        data = super().read_data()
+        learnt_K = data.occurrences("train")
+        for name in ("validation", "test"):
+            new = [label for label, n, known in zip(data.labels, data.occurrences(name), learnt_K, strict=True) if label.startswith("B-") and n and not known]
+            if new:
+                raise DataError(
+                    f"the {name} split has spans of type '{new[0][2:]}', and the train split has none to learn it from", where=self.where,
+                    todo="bring more rows of that type, raise the share of train, or try another task.seed",
+                )  # fmt: skip
+        return data
 
     def label_names(self, examples: Sequence[Example]) -> tuple[str, ...]:
         """`O`, then `B-` and `I-` of each type by name."""

@@ -1,5 +1,6 @@
 """The stage finetune: a model for a task from any checkpoint whose architecture has the task's head."""
 
+import json
 import shutil
 import statistics
 import time
@@ -25,6 +26,7 @@ from fmray.train.tuning import MODEL, Epochs, Tuned, TuningConfig, read_progress
 TASK_SUMMARY = "task.json"
 CONTROL = "control"
 EPOCHS = "epochs"
+TOOK = "took.json"
 LOSS_POINTS = 200
 # How much of the work of a full step remains: forward, and backward through activations, without the gradients of weights that stay.
 WORK: dict[Method, float] = {"full": 1.0, "lora": 2 / 3, "frozen": 1 / 3}
@@ -37,8 +39,9 @@ class FinetuneConfig(TuningConfig):
         from_scratch: starts the same architecture from random weights.
         seeds: so many tunings with seeds that follow each other; the best on the validation split is kept, and mean and deviation of
             all of them stand among the figures.
-        control: also tunes all of the same architecture from random weights, with the same settings, and keeps it in `control/`:
-            an evaluation then says what the weights that were started from gave.
+        control: also tunes the same architecture from random weights, with as many seeds, and keeps the best in `control/`: an evaluation
+            then says what the weights that were started from gave. Its settings are the same but for `method`: all of its weights are
+            tuned, for those that would stay are random.
     """
 
     from_scratch: bool = False
@@ -69,28 +72,35 @@ def finetune(config: FinetuneConfig, checkpoint: Artifact[Checkpoint], out: Out)
     write_json(out.path / TASK_SUMMARY, data.summary())
     seen = out.work / "data.json"
     data.save(seen, ("train", "validation"))
-    began = time.monotonic()
-    tunings = []
-    for number in range(config.seeds):
-        epochs = Epochs(out.work / (EPOCHS if not number else f"{EPOCHS}_{number}"))
-        what = f"seed {config.seed + number}" if config.seeds > 1 else ""
-        seeded = config.model_copy(update={"seed": config.seed + number})
-        run_tuning(seeded, checkpoint.path, seen, epochs.folder, out, from_scratch=config.from_scratch, what=what)
-        tunings.append(epochs)
-    every = list(tunings)
-    if config.control:
-        epochs = Epochs(out.work / CONTROL)
-        run_tuning(config, checkpoint.path, seen, epochs.folder, out, from_scratch=True, what="control from random weights")
-        shutil.copytree(epochs.best() / MODEL, out.path / CONTROL, dirs_exist_ok=True)
-        every.append(epochs)
-    shares = [WORK[config.method]] * config.seeds + [1.0] * config.control
-    spent = Spent(sum(epochs.n_tokens() * share for epochs, share in zip(every, shares, strict=True)), time.monotonic() - began)
+    tunings = _tunings(config, checkpoint.path, seen, out, EPOCHS, from_scratch=config.from_scratch)
+    controls = _tunings(config, checkpoint.path, seen, out, CONTROL, from_scratch=True, what="control from random weights") if config.control else []
+    if controls:
+        shutil.copytree(_best(controls).best() / MODEL, out.path / CONTROL, dirs_exist_ok=True)
+    every = [*tunings, *controls]
+    shares = [WORK["full" if config.from_scratch else config.method]] * len(tunings) + [1.0] * len(controls)
+    spent = Spent(sum(epochs.n_tokens() * share for epochs, share in zip(every, shares, strict=True)), sum(_took(epochs.folder) for epochs in every))
     scores = [max(epochs.history()) for epochs in tunings]
-    best = tunings[scores.index(max(scores))].best()
-    payload = export(out, checkpoint, config, data, best, spent, more=_over_seeds(config, scores))
+    payload = export(out, checkpoint, config, data, _best(tunings).best(), spent, more=_over_seeds(config, scores))
     for epochs in every:
         shutil.rmtree(epochs.folder)
     return payload
+
+
+def _tunings(config: FinetuneConfig, start: Path, data: Path, out: Out, name: str, *, from_scratch: bool, what: str = "") -> list[Epochs]:
+    """One tuning for each seed."""
+    found = []
+    for number in range(config.seeds):
+        epochs = Epochs(out.work / (name if not number else f"{name}_{number}"))
+        seed = config.seed + number
+        told = ", ".join(text for text in (what, f"seed {seed}" if config.seeds > 1 else "") if text)
+        run_tuning(config.model_copy(update={"seed": seed}), start, data, epochs.folder, out, from_scratch=from_scratch, what=told)
+        found.append(epochs)
+    return found
+
+
+def _best(tunings: Sequence[Epochs]) -> Epochs:
+    """The tuning with the best validation figure, the first of equals."""
+    return max(tunings, key=lambda epochs: max(epochs.history()))
 
 
 def _over_seeds(config: FinetuneConfig, scores: Sequence[float]) -> dict[str, float]:
@@ -121,13 +131,14 @@ def run_tuning(
 
 
 def _worker(config: TuningConfig, start: Path, data: Path, folder: Path, beat_file: Path, from_scratch: bool, stop_after: int | None) -> None:
-    epochs, beat = Epochs(folder), Beat(beat_file)
+    epochs, beat, before, began = Epochs(folder), Beat(beat_file), _took(folder), time.monotonic()
     latest_score: dict[str, float] = {}
     last = stop_after or config.epochs
     if len(epochs.history()) >= last or config.ends_after(epochs.history()):
         return
 
     def on_epoch(tuned: Tuned) -> bool:
+        write_json(folder / TOOK, before + time.monotonic() - began)
         epochs.add(tuned)
         latest_score[f"validation_{config.metric}"] = tuned.progress.history[-1]
         return tuned.progress.epoch < last
@@ -136,6 +147,11 @@ def _worker(config: TuningConfig, start: Path, data: Path, folder: Path, beat_fi
         config, start, TaskData.read(data), from_scratch=from_scratch, resume=epochs.latest(), on_epoch=on_epoch,
         on_step=lambda step, total, stats: beat(done=step, total=total, loss=stats.loss, **latest_score),
     )  # fmt: skip
+
+
+def _took(folder: Path) -> float:
+    """Seconds that the processes of a tuning ran up to the end of its latest epoch, those before a kill too."""
+    return float(json.loads((folder / TOOK).read_text())) if (folder / TOOK).exists() else 0.0
 
 
 @dataclass(frozen=True)

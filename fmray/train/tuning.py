@@ -144,6 +144,7 @@ def tune_classifier(
 
     Raises:
         ArtifactError: `start` is no model, or one without a classification head.
+        DataError: the task refuses its data, or the model has no positions for what it is to write.
         RunError: the loss is not finite.
     """
     import torch
@@ -166,6 +167,7 @@ def tune_classifier(
     if resume is not None:
         engine.load(resume / STATE)
         tuned.progress = read_progress(resume)
+    task.require_room(classifier, judged)
 
     def note(step: int, stats: StepStats, cursor: Cursor) -> None:
         tuned.progress.losses.append(stats.loss)

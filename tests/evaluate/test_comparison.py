@@ -67,11 +67,33 @@ def test_examples_that_differ_are_refused(tmp_path: Path):
         compare(a, other)
 
 
+def test_examples_of_a_unit_are_resampled_together(tmp_path: Path):
+    def rows(right: bool, width: int) -> list[dict[str, Any]]:
+        return [{"task": "answers", "text": f"x{i}", "label": [[0, "a"]], "model": "", "unit": i // width, "figures": {"f1": float(right and i // 10 % 2)}} for i in range(40)]
+
+    (alone,), (grouped,) = (compare(report(tmp_path / f"a{width}", rows(True, width)), report(tmp_path / f"b{width}", rows(False, width))) for width in (1, 10))
+    assert alone.difference.value == grouped.difference.value == 0.5
+    assert (alone.n, alone.difference.n, grouped.n, grouped.difference.n) == (40, 40, 40, 4)
+    assert grouped.difference.stderr > 2 * alone.difference.stderr, "ten questions about a passage are no ten proofs"
+
+
+def test_reports_without_a_common_figure_are_refused(tmp_path: Path):
+    a = report(tmp_path / "a", lines(A, [1.0] * 6))
+    b = report(tmp_path / "b", [{**line, "metrics": {"acc_norm": 1.0}} for line in lines(B, [1.0] * 6)])
+    with pytest.raises(DataError, match="share no figure of t: acc, nats against acc_norm; evaluate both with the same metrics") as error:
+        compare(a, b)
+    assert error.value.exit_code == 2
+
+
 def test_tuned_models_are_compared_by_what_they_said(tmp_path: Path):
-    rows = [{"text": f"x{i}", "label": "yes", "model": said} for i, said in enumerate(("yes", "no", "yes"))]
-    a, b = report(tmp_path / "a", rows), report(tmp_path / "b", [{**row, "model": "no"} for row in rows])
-    (accuracy,) = compare(a, b)
-    assert (accuracy.name, accuracy.wins, accuracy.losses) == ("accuracy", 2, 0)
+    # Of a question the label is its list of answers and what was said a text: only the task's own figure tells whether that is right.
+    rows = [{"task": "answers", "text": f"x{i}", "label": [[3, "yes"]], "model": said, "figures": {"f1": float(said == "yes")}} for i, said in enumerate(("yes", "no", "yes"))]
+    a, b = report(tmp_path / "a", rows), report(tmp_path / "b", [{**row, "model": "no", "figures": {"f1": 0.0}} for row in rows])
+    (f1,) = compare(a, b)
+    assert (f1.name, f1.wins, f1.losses) == ("answers/f1", 2, 0)
+    assert f1.won[0] == {"task": "answers", "text": "x0", "target": [[3, "yes"]], "said": ["yes", "no"], "f1": [1.0, 0.0]}
+    with pytest.raises(DataError, match="hold no figure that one example has on its own"):
+        compare(a, report(tmp_path / "old", [{name: value for name, value in row.items() if name != "figures"} for row in rows]))
     with pytest.raises(Exception, match=r"neither a report nor a checkpoint|does not exist"):
         find_report(tmp_path / "none")
 

@@ -124,6 +124,29 @@ def test_an_encoder_starts_and_answers_as_well(tmp_path: Path) -> None:
     np.testing.assert_allclose(Classifier.load(tmp_path).logits(rows), first, atol=1e-6)
 
 
+def test_a_table_of_positions_with_rows_before_the_first_is_not_overrun(tmp_path: Path) -> None:
+    from fmray.evaluate.lm_tasks.asking import positions
+    from fmray.serve.engine import Scores, Text
+    from fmray.serve.engines.classification import Classification
+
+    tiny.save_roberta(tmp_path / "base")
+    model = Classifier.start(tmp_path / "base", LABELS, seed=0)
+    limit = 64 - model.tokenizer.pad_token_id - 1
+    with pytest.raises(ConfigError, match=f"is {limit + 1}, but the model has {limit} positions"):
+        model.longest(limit + 1)
+    assert model.longest(None) == limit
+    rows = model.encode(["rain and snow " * 60], limit)
+    assert rows["input_ids_BT"].shape[1] == limit
+    assert np.isfinite(model.logits(rows)).all()
+    model.save(tmp_path / "tuned")
+    engine = Classification(tmp_path / "tuned", device="cpu", threads=1)
+    (answer,) = engine.answer([Text("rain and snow " * 60, truncate=True)])
+    assert isinstance(answer, Scores)
+    assert (engine.max_model_len, answer.n_tokens) == (limit, limit)
+    model.tokenizer.model_max_length = 10**30
+    assert positions(tmp_path / "base", model.tokenizer, masked=True) == limit
+
+
 def test_what_is_no_classifier_is_refused(decoder: Path, tmp_path: Path, started: Classifier) -> None:
     with pytest.raises(ArtifactError, match="has no sequence classification head"):
         Classifier.load(decoder)

@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from fmray.core.config import dump, load_config
+from fmray.core.errors import DataError
+from fmray.evaluate.comparison import compare
+from fmray.evaluate.downstream import write_examples
 from fmray.tasks import SPLITS, Predictions, Task, TaskData, task_from
 from fmray.tasks.classifier import Classifier, Rows
 from fmray.tasks.summarisation import Summarisation
 from fmray.train.task_loss import TaskLoss, collate
 from fmray.train.tuning import Tuned, TuningConfig, tune_classifier
+from tests.evaluate.test_comparison import report
 from tests.models import minilm
 from tests.tasks.made import DATA, task
 from tests.train import tiny
@@ -55,6 +59,16 @@ def gold(found: Task, data: TaskData, split: str = "test") -> list[Any]:
     if isinstance(found, Summarisation):
         return [references[0] for references in targets]
     return [answers[0][1] for answers in targets] if found.head == "question_answering" else list(targets)
+
+
+def wrong(found: Task, said: list[Any]) -> list[Any]:
+    """The gold of other examples, in the form that these want."""
+    if found.head == "masked_lm":
+        return [[["another", 9]] * len(one) for one in said]
+    other = random.Random(0).sample(said, len(said))
+    if found.head == "token_classification":
+        return [(tags * 20)[: len(own)] for tags, own in zip(other, said, strict=True)]
+    return other
 
 
 def start(found: Task, data: TaskData, path: Path) -> Classifier:
@@ -100,12 +114,7 @@ def test_figures_are_perfect_on_the_truth_and_poor_on_shuffled_truth(made: tuple
     assert set(perfect) == set(found.metric_names)
     assert found.main_metric in found.metric_names
     assert all(value == pytest.approx(1.0) for value in perfect.values()), perfect
-    other = random.Random(0).sample(said, len(said))
-    if found.head == "masked_lm":
-        other = [[["another", 9]] * len(one) for one in said]
-    if found.head == "token_classification":
-        other = [(tags * 20)[: len(own)] for tags, own in zip(other, said, strict=True)]
-    shuffled = found.metrics(data.labels, truth, Predictions(other))
+    shuffled = found.metrics(data.labels, truth, Predictions(wrong(found, said)))
     assert shuffled[found.main_metric] < 0.75, shuffled
 
 
@@ -160,6 +169,44 @@ def test_predictions_are_in_the_form_of_targets_and_survive_saving(made: tuple[T
     again = Classifier.load(tmp_path, head=found.head)
     rows = found.encode(again.tokenizer, data.splits["test"], again.tokenizer.model_max_length, len(data.labels))
     assert found.predict(found.outputs(again, rows, batch_size=5), rows, data.splits["test"]).values == said.values
+
+
+def is_longer(found: Task, tokenizer: Any, one: Any, limit: int) -> bool:
+    """Whether an input has more tokens than the limit and is not read in windows."""
+    if found.head == "encoder":
+        return any(len(tokenizer(side)["input_ids"]) > limit for side in one)
+    texts = [" ".join(one)] if found.head == "token_classification" else [one] if isinstance(one, str) else one
+    return found.head != "question_answering" and len(tokenizer(*texts)["input_ids"]) > limit
+
+
+def test_what_is_cut_is_counted(made: tuple[Task, TaskData], small: Path) -> None:
+    found, data = made
+    tokenizer, split = start(found, data, small).tokenizer, data.splits["test"]
+    assert not found.truncated(tokenizer, split, 10_000, len(data.labels)).any()
+    if found.head == "causal_lm":  # rows without a token of the answer are refused instead
+        return
+    expected = [is_longer(found, tokenizer, one, 14) for one in split.inputs]
+    assert found.truncated(tokenizer, split, 14, len(data.labels)).tolist() == expected
+    assert any(expected) == (found.head != "question_answering")
+
+
+def test_two_models_are_compared_by_the_figures_of_one_example(made: tuple[Task, TaskData], tmp_path: Path) -> None:
+    found, data = made
+    right, reports = gold(found, data), []
+    for name, said in (("a", right), ("b", wrong(found, right))):
+        write_examples(tmp_path / f"{name}.jsonl", found, data, {"model": Predictions(said)}, None)
+        reports.append(report(tmp_path / name, [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]))
+    if not found.per_example:
+        with pytest.raises(DataError, match="hold no figure that one example has on its own"):
+            compare(*reports)
+        return
+    compared = compare(*reports)
+    assert [one.name for one in compared] == [f"{found.name}/{figure}" for figure in found.per_example]
+    for one in compared:
+        assert one.n == len(right)
+        assert one.a == pytest.approx(1.0)
+        assert (one.b < 1, one.wins > 0, one.losses) == (True, True, 0)
+        assert len(one.won[0]["said"]) == 2, "the reader sees what both said"
 
 
 def test_baselines_say_something_of_every_test_example(made: tuple[Task, TaskData]) -> None:

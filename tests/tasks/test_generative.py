@@ -9,6 +9,7 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
+from fmray.core.config import dump, load_config
 from fmray.core.errors import ArtifactError, ConfigError, DataError
 from fmray.tasks import Predictions, Split
 from fmray.tasks.classifier import Classifier
@@ -16,6 +17,7 @@ from fmray.tasks.generative import IGNORED, generate
 from fmray.tasks.instruction_tuning import InstructionTuning
 from fmray.tasks.rouge import rouge
 from fmray.tasks.summarisation import Summarisation, lead
+from fmray.train.tuning import TuningConfig, tune_classifier
 from tests.models import minilm
 from tests.tasks.made import causal_summaries, instructions, summaries, task
 from tests.train import tiny
@@ -46,7 +48,7 @@ def test_every_answer_of_a_conversation_is_learnt_and_nothing_else(decoder: Clas
     rows = found.encode(decoder.tokenizer, Split((example.input,), (example.target,)), 64, 0)
     learnt = [int(one) for one in rows["labels_BT"][0] if one != IGNORED]
     eos = decoder.tokenizer.eos_token
-    assert decoder.tokenizer.decode(learnt) == f"snow{eos}\nthe mast{eos}\n"
+    assert decoder.tokenizer.decode(learnt) == f"snow{eos}the mast{eos}", "the end of a line behind an answer is the template's"
     at = np.flatnonzero(rows["labels_BT"][0] != IGNORED)
     assert rows["labels_BT"][0, at].tolist() == rows["input_ids_BT"][0, at + 1].tolist(), "labels stand where they are predicted"
     assert decoder.tokenizer.decode(rows["input_ids_BT"][0, : rows["prompt_B"][0]]).endswith("sail or mast\nassistant\n")
@@ -140,6 +142,7 @@ def test_prompts_without_columns_are_refused_when_the_file_is_read(tmp_path: Pat
         ({"text": "a", "answer": "b"}, {}, "the source has no column 'response'; it has: text, answer, id"),
         ({"text": "a", "response": " "}, {}, "of 1 rows 1 without 'response'"),
         ({"text": "a", "turns": [{"role": "user", "content": "x"}]}, {"messages": "turns"}, "does not end with an answer of the assistant"),
+        ({"text": "a", "turns": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}, {"role": "assistant", "content": "z"}]}, {"messages": "turns"}, "the conversation begins with the assistant"),
         ({"text": "a", "turns": [{"role": "teacher", "content": "x"}]}, {"messages": "turns"}, "holds no list of turns with a role (system, user, assistant) and a content"),
     ],
 )
@@ -167,6 +170,12 @@ def test_what_a_model_cannot_do_is_refused(decoder: Classifier, tmp_path: Path) 
         tuning(tmp_path, {"text": "a", "response": "b"}, chat_template="plain").encode(decoder.tokenizer, split, 16, 0)
     with pytest.raises(ArtifactError, match="does not begin a longer conversation as it renders a shorter one"):
         tuning(tmp_path, {"text": "a", "response": "b"}, chat_template="{{ messages|length }}").encode(decoder.tokenizer, split, 16, 0)
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{{ messages[0].content }}"
+    for template, said in ((strict, r"refuses a conversation of system, user, assistant \(TemplateError: System role not supported\)"), ("{% if %}", "TemplateSyntaxError")):
+        told = Split(([{"role": "system", "content": "be brief"}, *split.inputs[0]],), ("snow",))
+        with pytest.raises(DataError, match=said) as refused:
+            tuning(tmp_path, {"text": "a", "response": "b"}, chat_template=template).encode(decoder.tokenizer, told, 16, 0)
+        assert refused.value.exit_code == 2
     with pytest.raises(DataError, match="max_length 8 leaves no room for a text beside 8 tokens of its summary"):
         task(**causal_summaries(tmp_path)).encode(decoder.tokenizer, Split(("a",), (["b"],)), 8, 0)
     tiny.save_encoder_decoder(tmp_path / "t5")
@@ -174,6 +183,26 @@ def test_what_a_model_cannot_do_is_refused(decoder: Classifier, tmp_path: Path) 
     for path, head, kind in ((minilm(), "causal_lm", "bert"), (minilm(), "seq2seq_lm", "bert"), (tmp_path / "t5", "causal_lm", "t5"), (tmp_path / "t5", "encoder", "t5"), (tmp_path / "llama", "masked_lm", "llama"), (tmp_path / "llama", "seq2seq_lm", "llama")):
         with pytest.raises(ArtifactError, match=f"the architecture '{kind}' has no {head.replace('_', ' ')} head"):
             Classifier.start(path, (), seed=0, head=head, problem=None)  # type: ignore[arg-type]
+
+
+def test_answers_that_the_model_has_no_positions_for_are_refused_before_training(decoder: Classifier, tmp_path: Path) -> None:
+    found = task(**instructions(tmp_path) | {"max_new_tokens": 40})
+    data = found.load()
+    rows = found.encode(decoder.tokenizer, data.splits["test"], 60, 0)
+    longest = int(rows["prompt_B"].max())
+    for new, fits in ((64 - longest + 1, True), (64 - longest + 2, False)):
+        asked = found.model_copy(update={"max_new_tokens": new})
+        if fits:
+            assert len(asked.outputs(decoder, rows)[0]) == len(data.splits["test"])
+            continue
+        with pytest.raises(DataError, match=f"behind a prompt of {longest} tokens the model has no positions for {new} new ones: it has 64 in all; lower task.max_new_tokens") as caught:
+            asked.outputs(decoder, rows)
+        assert caught.value.exit_code == 2
+    tiny.save_decoder(tmp_path / "start")
+    config, steps = load_config(TuningConfig, {"task": dump(found) | {"max_new_tokens": 64}, "epochs": 1}), list[int]()
+    with pytest.raises(DataError, match="no positions for 64 new ones"):
+        tune_classifier(config, tmp_path / "start", data, on_epoch=lambda tuned: True, on_step=lambda step, total, stats: steps.append(step))
+    assert steps == []
 
 
 def test_figures_without_a_models_losses_have_no_perplexity(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fmray.core.errors import DataError
-from fmray.tasks import Split
+from fmray.evaluate.downstream import task_metrics
+from fmray.tasks import Predictions, Split, TaskData
 from fmray.tasks.classifier import Classifier
 from fmray.tasks.question_answering import QuestionAnswering, units
 from tests.models import minilm
@@ -59,6 +60,20 @@ def test_no_answer_is_said_where_the_first_position_is_surest(made: QuestionAnsw
     assert made.predict((logits, logits), rows, split).values != [""]
 
 
+def test_intervals_resample_passages(made: QuestionAnswering) -> None:
+    inputs = tuple({"question": f"q{n}", "context": f"passage {n // 5}"} for n in range(40))
+    targets = tuple([[0, "passage"]] for _ in inputs)
+    said = Predictions(["passage" if n // 5 % 2 else "" for n in range(40)])
+    data = TaskData((), {"test": Split(inputs, targets)}, "")
+    assert made.units(data.splits["test"]).tolist() == [n // 5 for n in range(40)]
+    metrics = {metric.name: metric for metric in task_metrics(made, data, {"model": said}, {}, np.zeros(40), 0)}
+    figure = metrics["eval/answers/f1"]
+    assert (figure.value, figure.n) == (0.5, 8)
+    assert figure.note == "40 examples in 8 groups, which are resampled whole"
+    assert figure.stderr == pytest.approx(0.5 / 8**0.5, rel=0.15), "as of eight passages, and not of forty questions"
+    assert metrics["eval/answers/pretraining_overlap"].n == 8
+
+
 @pytest.mark.parametrize(
     ("said", "right", "exact", "f1"),
     [
@@ -93,11 +108,47 @@ def test_chinese_is_counted_by_character(made: QuestionAnswering) -> None:
         ({"id": "1", "question": " ", "answers": [{"text": "The", "answer_start": 0}]}, "has no question, or no passage"),
         ({"id": "1", "answers": []}, "has no question, or no passage"),
         ({"id": "1", "question": "Which?", "answers": [{"text": "The"}]}, "has an answer without text or answer_start"),
+        ({"id": "1", "question": "Which?", "answers": None}, "the question has no answer; set task.no_answer to true"),
+        ({"id": "1", "question": "Which?", "answers": ["The"]}, "has answers that are no list of text and answer_start"),
+        ({"id": "1", "question": "Which?", "answers": {"text": "The"}}, "has answers that are no list of text and answer_start"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused(tmp_path: Path, asked: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError) as caught:
         task(**written(tmp_path, asked)).load()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def flat(folder: Path, *rows: dict[str, Any], **fields: Any) -> Any:
+    (folder / "q.jsonl").write_text("".join(json.dumps({"question": "Which?", **row}) + "\n" for row in rows))
+    return task(type="question_answering", source={"type": "jsonl", "path": str(folder / "q.jsonl"), "text": "question"}, context="context", question="text", **fields)
+
+
+def test_squad_as_hugging_face_keeps_it_is_read(tmp_path: Path) -> None:
+    found = flat(
+        tmp_path, {"context": "On the Warnow.", "answers": {"text": ["Warnow", "the Warnow"], "answer_start": [7, 3]}}, {"context": "Nowhere.", "answers": {"text": [], "answer_start": []}},
+        {"context": "No.", "answers": None}, no_answer=True,
+    )  # fmt: skip
+    assert [example.target for example in found.examples(found.source)] == [[[7, "Warnow"], [3, "the Warnow"]], [], []]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"context": "The Warnow", "answers": {"text": ["Warnow"], "answer_start": [3]}}, "the answer 'Warnow' does not stand at 3 of the passage; mend the offsets"),
+        ({"context": "The Warnow", "answers": [{"text": "no", "answer_start": -3}]}, "the answer 'no' does not stand at -3 of the passage"),
+        ({"context": "The Warnow", "answers": {"text": ["Warnow"], "answer_start": []}}, "the column 'answers' holds no list of answers with text and answer_start"),
+        ({"context": "The Warnow", "answers": [{"text": "Warnow", "answer_start": None}]}, "holds no list of answers with text and answer_start"),
+        ({"context": "The Warnow", "answers": "Warnow"}, "holds no list of answers with text and answer_start"),
+        ({"context": None, "answers": [{"text": "Warnow", "answer_start": 4}]}, "of 1 rows 1 without 'context'"),
+        ({"context": ["The Warnow"], "answers": [{"text": "Warnow", "answer_start": 4}]}, "the column 'context' holds list, which is no text"),
+    ],
+)
+def test_answers_of_any_source_that_do_not_stand_in_the_passage_are_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        flat(tmp_path, row).load()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2

@@ -47,6 +47,24 @@ def test_near_duplicates_never_cross(tmp_path: Path) -> None:
     assert all(len(names) == 1 for names in homes.values())
 
 
+def test_near_duplicates_of_splits_with_a_source_of_their_own_are_left_out(tmp_path: Path) -> None:
+    rows, others = tiny.labelled(30), tiny.labelled(24, seed=1)
+    paths = {name: tiny.write_csv(tmp_path / f"{name}.csv", part) for name, part in (
+        ("train", [*rows, *((f"{text} indeed", label) for text, label in others[::2])]),
+        ("validation", [*others[1::2], *((f"{text} truly", label) for text, label in others[:6:2])]),
+        ("test", others[::2]),
+    )}  # fmt: skip
+    sources = {name: {"type": "csv", "path": str(path)} for name, path in paths.items()}
+    data = load_task(paths["train"], validation=sources["validation"], test=sources["test"]).load()
+    assert {name: data.removed[name] for name in ("in_validation_or_test", "validation_in_test")} == {"in_validation_or_test": len(others[::2]), "validation_in_test": 3}
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": len(rows), "validation": len(others[1::2]), "test": len(others[::2])}
+    texts = [(text, name) for name, split in data.splits.items() for text in split.texts]
+    homes: dict[int, set[str]] = {}
+    for group, (_, name) in zip(near_duplicate_groups([text for text, _ in texts]), texts, strict=True):
+        homes.setdefault(int(group), set()).add(name)
+    assert all(len(names) == 1 for names in homes.values())
+
+
 def test_the_order_of_rows_changes_nothing_and_the_seed_does(tmp_path: Path) -> None:
     rows = tiny.labelled(30)
     shuffled = random.Random(1).sample(rows, len(rows))
@@ -77,8 +95,19 @@ def test_the_most_frequent_classes_or_those_named(tmp_path: Path) -> None:
     rows = tiny.labelled(30)
     rows = [row for i, row in enumerate(rows) if row[1] != "cooking" or i % 2]
     path = tiny.write_csv(tmp_path / "t.csv", rows)
-    assert load_task(path, classes=2).load().labels == ("sailing", "weather")
+    two = load_task(path, classes=2).load()
+    assert two.labels == ("sailing", "weather")
+    assert two.removed["of_other_classes"] == 15
     assert load_task(path, classes=["cooking", "sailing"]).load().labels == ("cooking", "sailing")
+
+
+def test_all_classes_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    rows = [(f"{text} {number}", f"{label}{number}") for number in range(4) for text, label in tiny.labelled(12, seed=number)]
+    source = {"type": "csv", "path": str(tiny.write_csv(tmp_path / "t.csv", rows))}
+    data = load_config(Holder, {"task": {"type": "text_classification", "source": source, "label": "label"}}).task.load()
+    assert len(data.labels) == 12, "more than the classes of the demonstration"
+    assert "of_other_classes" not in data.removed
+    assert sum(len(split) for split in data.splits.values()) == len(rows)
 
 
 def test_saved_without_test_split_holds_no_test_text(tmp_path: Path) -> None:
@@ -115,7 +144,7 @@ def test_a_task_comes_back_from_its_dump(tmp_path: Path) -> None:
 
 
 def test_the_default_task_of_the_demonstration_corpus() -> None:
-    task = load_config(Holder, {"task": {"type": "text_classification", "source": {"type": "python_docs"}}}).task
+    task = load_config(Holder, {"task": {"type": "text_classification", "source": {"type": "python_docs"}, "classes": 8}}).task
     assert isinstance(task, TextClassification)
     data = task.load()
     counts = Counter(sum((Counter(split) for split in data.counts().values()), Counter()))

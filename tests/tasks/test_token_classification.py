@@ -1,5 +1,6 @@
 """Tags on words: where they stand among pieces, which spans they are, and what is refused in one line."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,26 @@ def test_types_that_training_lacks_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t" / "a.conll").write_text("Rome\tB-SEI\n")
     with pytest.raises(DataError, match="the test rows bear the label 'B-SEI', did you mean 'B-SAI'\\?, which no training row does; labels: B-COO, B-SAI"):
         task(**fields, test={"type": "conll", "path": str(tmp_path / "t")}).load()
+
+
+def test_types_that_the_split_leaves_to_the_test_rows_alone_are_refused(tmp_path: Path) -> None:
+    plain = "\n".join("".join(f"{w}\t{t}\n" for w, t in sentence) for sentence in tagged(40))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    # The one sentence with a rare type stands in the test source too, so that nothing of it is left to learn from.
+    rare = "the\tO\nmayor\tO\nof\tO\nRostock\tB-CITY\nspoke\tO\n"
+    (tmp_path / "train" / "a.conll").write_text(f"{plain}\n{rare}")
+    (tmp_path / "test" / "a.conll").write_text(rare)
+    with pytest.raises(DataError, match="the test split has spans of type 'CITY', and the train split has none to learn it from; bring more rows of that type") as caught:
+        task(type="token_classification", source={"type": "conll", "path": str(tmp_path / "train")}, test={"type": "conll", "path": str(tmp_path / "test")}).load()
+    assert caught.value.exit_code == 2
+
+
+def test_as_many_tags_as_words_are_wanted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "words": ["a", "b"], "tags": ["O"]}) + "\n")
+    with pytest.raises(DataError, match="has 2 words and 1 tags") as caught:
+        task(type="token_classification", source={"type": "jsonl", "path": str(tmp_path / "a.jsonl")}).load()
+    assert caught.value.exit_code == 2
 
 
 def test_a_source_of_texts_is_no_source_of_words(tmp_path: Path) -> None:

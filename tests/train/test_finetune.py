@@ -90,9 +90,11 @@ def test_killed_after_an_epoch_it_goes_on_from_there(base: Artifact[Checkpoint],
         return bool(t.progress.epoch < 2)
 
     tune_classifier(config, base.path, config.task.load(), on_epoch=on_epoch)
+    (epochs.folder / "took.json").write_text("3600.0")
     watcher = tiny.Watcher()
     again = tiny.run("finetune", config_of(path), root, watcher, checkpoint=base)
     assert again.payload.digest == tuned[0].payload.digest
+    assert again.payload.cost.device_hours > 1.0 > tuned[0].payload.cost.device_hours > 0, "what was done before the kill was spent too"
     steps_an_epoch = -(-int(again.payload.figures["train_examples"]) // 16)
     assert min(done or 0 for _, done, _, figures in watcher.told if "loss" in figures) > 2 * steps_an_epoch
 
@@ -125,8 +127,8 @@ def test_an_encoder_of_another_family_is_tuned_as_well(path: Path, tmp_path: Pat
 
 
 def test_several_seeds_and_a_control_stand_in_the_artifact_and_its_report(base: Artifact[Checkpoint], path: Path, tmp_path: Path) -> None:
-    config = config_of(path, epochs=2, seeds=2, control=True)
-    tuned = tiny.run("finetune", config, tmp_path / "tuned", checkpoint=base)
+    config, watcher = config_of(path, epochs=2, seeds=2, control=True), tiny.Watcher()
+    tuned = tiny.run("finetune", config, tmp_path / "tuned", watcher, checkpoint=base)
     figures = tuned.payload.figures
     alone = [
         tiny.run("finetune", config_of(path, epochs=2, seed=seed), tmp_path / f"seed{seed}", checkpoint=base).payload.figures["validation/macro_f1"] for seed in (0, 1)
@@ -135,12 +137,17 @@ def test_several_seeds_and_a_control_stand_in_the_artifact_and_its_report(base: 
     assert figures["validation/macro_f1"] == max(alone)
     assert figures["validation/macro_f1_mean"] == pytest.approx(np.mean(alone))
     assert figures["validation/macro_f1_deviation"] == pytest.approx(np.std(alone, ddof=1))
+    scratch = [tiny.run("finetune", config_of(path, epochs=2, seed=seed, from_scratch=True), tmp_path / f"scratch{seed}", checkpoint=base).payload for seed in (0, 1)]
+    assert hf_digest(tuned.path / "control") == max(scratch, key=lambda one: one.figures["validation/macro_f1"]).digest, "the control too is the best of its seeds"
+    assert {"control from random weights, seed 0", "control from random weights, seed 1"} <= {text for text, *_ in watcher.told}
     report = tiny.run("evaluate", {}, tmp_path / "report", checkpoint=tuned)
     metrics = {metric.name.removeprefix("eval/topics/"): metric for metric in report.payload.metrics}
+    assert "all of which were tuned" in metrics["random_init_macro_f1"].note
     assert metrics["macro_f1"].control == metrics["random_init_macro_f1"].value
     assert metrics["pretraining_gain_macro_f1"].value == pytest.approx(metrics["macro_f1"].value - metrics["macro_f1"].control)
     assert metrics["ece"].higher_is_better is False
     assert all(metrics[name].lower <= metrics[name].value <= metrics[name].upper for name in ("accuracy", "mcc", "weighted_f1", "tfidf_macro_f1"))
+    assert metrics["truncated"].value == 0.0
     confusion = json.loads((report.path / "confusion.json").read_text())
     assert np.trace(confusion["counts"]) / np.sum(confusion["counts"]) == pytest.approx(metrics["accuracy"].value)
     examples = [json.loads(line) for line in (report.path / "examples.jsonl").read_text().splitlines()]
@@ -167,6 +174,13 @@ def test_other_tasks_are_tuned_judged_and_open_with_nothing_else(base: Artifact[
     n = int(tuned.payload.figures["test_examples"])
     assert metrics[task.main_metric].n == n
     assert len((report.path / "examples.jsonl").read_text().splitlines()) == n
+
+
+def test_settings_of_held_out_rows_are_refused_for_a_tuned_checkpoint(tuned: tuple[Artifact[Checkpoint], tiny.Watcher], tmp_path: Path) -> None:
+    for field, value in (("max_rows", 5), ("control_rows", 5), ("num_workers", 2)):
+        with pytest.raises(ConfigError, match=rf"report\.{field}: a tuned checkpoint is judged on all test examples") as caught:
+            tiny.run("evaluate", {field: value}, tmp_path / "report", checkpoint=tuned[0])
+        assert caught.value.exit_code == 2
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(base: Artifact[Checkpoint], path: Path, tmp_path: Path) -> None:

@@ -256,3 +256,12 @@ def test_a_killed_driver_is_restored_with_its_finished_trials(base: Artifact[Che
     assert [t.trial_id for t in trials if t.wall_s in {r["time_total_s"] for r in finished.values()}] == ["000"], "the finished trial was kept"
     whole = tiny.run("search", config, tmp_path / "whole", checkpoint=base, decision=decision)
     assert [(t.config, t.history) for t in trials] == [(t.config, t.history) for t in whole.payload.trials]
+
+
+def test_a_range_of_whole_numbers_may_hold_one_alone() -> None:
+    from ray import tune
+
+    from fmray.train.space.integer import Integer
+
+    assert {Integer(low=2, high=2).domain(tune).sample() for _ in range(5)} == {2}
+    assert {Integer(low=2, high=3).domain(tune).sample() for _ in range(50)} == {2, 3}

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from fmray.core.config import load_config
 from fmray.core.errors import ArtifactError, ConfigError
 from fmray.tasks import Split, TaskData
-from fmray.tasks.classifier import Classifier
+from fmray.tasks.classifier import Classifier, merged
 from fmray.train.tuning import Epochs, Tuned, TuningConfig, label_weights, tune_classifier
 from tests.models import minilm
 from tests.tasks.made import several, words
@@ -33,6 +33,20 @@ def test_frozen_tunes_the_head_alone(start: Path, path: Path, encoder: bool) -> 
     assert all(torch.equal(value, body(tuned.classifier.model)[name]) for name, value in body(fresh.model).items())
     head = "classifier" if encoder else "score"
     assert not torch.equal(getattr(tuned.classifier.model, head).weight, getattr(fresh.model, head).weight)
+
+
+@pytest.mark.parametrize("method", ["frozen", "lora"])
+def test_what_the_checkpoint_lacks_below_the_head_is_tuned_with_it(path: Path, tmp_path: Path, method: str) -> None:
+    tiny.save_encoder(tmp_path)  # a masked language model has no pooler, which a BERT's classifier reads
+    tuned = tune(config_of(path, method=method, epochs=1, max_length=24), tmp_path)
+    fresh = Classifier.start(tmp_path, tuned.classifier.labels, seed=0)
+    assert fresh.missing == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    before, after = body(fresh.model), body(merged(tuned.classifier.model))
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {"pooler.dense.weight", "pooler.dense.bias"} <= changed
+    assert method == "lora" or changed == {"pooler.dense.weight", "pooler.dense.bias"}
+    assert "embeddings.word_embeddings.weight" not in changed
+    assert Classifier.start(tmp_path, tuned.classifier.labels, seed=0, from_scratch=True).missing == frozenset()
 
 
 @pytest.mark.parametrize("encoder", [False, True])

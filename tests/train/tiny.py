@@ -76,6 +76,14 @@ def save_encoder(folder: Path, vocab_size: int = 400, max_positions: int = 64) -
     _save(folder, AutoModelForMaskedLM, shape.hf_config(vocab_size, max_positions), vocab_size, max_positions)
 
 
+def save_roberta(folder: Path, vocab_size: int = 400, table: int = 64) -> None:
+    """A random RoBERTa of two thin layers, whose table of positions has rows before the first one."""
+    from transformers import AutoModelForMaskedLM, RobertaConfig
+
+    config = RobertaConfig(num_hidden_layers=2, hidden_size=48, num_attention_heads=2, intermediate_size=96, vocab_size=vocab_size, max_position_embeddings=table)
+    _save(folder, AutoModelForMaskedLM, config, vocab_size, table)
+
+
 def save_encoder_decoder(folder: Path, vocab_size: int = 400, max_positions: int = 64) -> None:
     """A random T5 of two thin layers a half and a byte-level BPE tokenizer."""
     from transformers import AutoModelForSeq2SeqLM

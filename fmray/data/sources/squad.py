@@ -58,7 +58,9 @@ class Questions:
 def _document(context: Any, one: Any, key: str, where: str) -> Document:
     if not isinstance(one, Mapping) or not str(one.get("question") or "").strip() or not isinstance(context, str):
         raise DataError("has no question, or no passage", where=where)
-    answers = [] if one.get("is_impossible") else one.get("answers", [])
+    answers = [] if one.get("is_impossible") else one.get("answers") or []
+    if not isinstance(answers, list) or not all(isinstance(answer, Mapping) for answer in answers):
+        raise DataError("has answers that are no list of text and answer_start", where=where)
     for answer in answers:
         text, start = answer.get("text"), answer.get("answer_start")
         if not isinstance(text, str) or not isinstance(start, int):

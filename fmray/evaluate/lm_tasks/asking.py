@@ -13,6 +13,7 @@ from fmray.evaluate.lm_tasks.opened import Ask
 from fmray.evaluate.lm_tasks.packing import Request, plan_rows
 from fmray.evaluate.lm_tasks.workers import Workers
 from fmray.model.checkpoint import read_hf_config
+from fmray.model.positions import position_offset
 
 WIDTH = 256
 """Positions of a packed row: enough to keep two or more cores busy, little enough that attention stays cheap beside the layers."""
@@ -49,8 +50,7 @@ def positions(path: Path, tokenizer: Any, masked: bool) -> int:
     config = read_hf_config(path)
     named = [int(config[name]) for name in ("n_positions", "max_position_embeddings", "n_ctx") if config.get(name)]
     said = int(tokenizer.model_max_length) if tokenizer.model_max_length and tokenizer.model_max_length < 1e9 else None
-    longest = named[0] if named else said or LONGEST
-    # RoBERTa's positions begin behind its padding id, which only its tokenizer's length allows for.
+    longest = named[0] - position_offset(config) if named else said or LONGEST
     return min(longest, said or longest) if masked else longest
 
 

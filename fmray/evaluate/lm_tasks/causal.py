@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmray.core.errors import RunError
 from fmray.evaluate.lm_tasks.packing import Request, Row, plan_rows
 from fmray.model.language_model import LanguageModel
 
@@ -19,6 +20,8 @@ HEAD_POSITIONS = 512  # logits are made for so many positions at once, for a lar
 ALIKE = 1e-3  # nats that packing may change a continuation's log-probability by
 # Rotary positions that depend on how long the row is, which a row of several texts is not.
 BY_ROW_LENGTH = ("dynamic", "longrope")
+# How configs name attention that reaches back only so far: Mistral, GPT-Neo, RecurrentGemma, Llama 4.
+WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size")
 
 
 class CausalScorer:
@@ -45,7 +48,13 @@ class CausalScorer:
         return self._shares
 
     def score(self, prefix: tuple[int, ...], row: Row) -> dict[int, Answer]:
-        """The answer of each request in a row, by its number."""
+        """The answer of each request in a row, by its number.
+
+        Raises:
+            RunError: the row is packed, and this model does not answer such rows as it does plain ones.
+        """
+        if not self._shares and (prefix or not row.is_plain):
+            raise RunError("a packed row came to a model that may not be asked so: this worker's hardware answers otherwise than that of the worker it replaces")
         logprob_Q, greedy_Q = self._targets(prefix, row) if self._shares else self._targets_plainly(row)
         request_Q = np.array(row.request_Q)
         return {int(i): (float(logprob_Q[request_Q == i].sum(dtype=np.float64)), bool(greedy_Q[request_Q == i].all())) for i in np.unique(request_Q)}
@@ -109,10 +118,11 @@ class CausalScorer:
             self.model.base_model(input_ids=torch.tensor([prefix], device=self.model.device), past_key_values=self._cache, use_cache=True)
 
     def _may_share(self) -> bool:
-        """False for models with attention in windows or positions by the row's length, which short rows would not show."""
+        """False for models with attention in windows (or layers without attention) or positions by the row's length, which short rows would not show."""
         config = self.model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
-        return not getattr(config, "sliding_window", None) and rope.get("rope_type") not in BY_ROW_LENGTH
+        windowed = any(getattr(config, name, None) for name in WINDOWS) or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+        return not windowed and rope.get("rope_type") not in BY_ROW_LENGTH
 
     def _answers_alike(self) -> bool:
         """Whether rows of random tokens, packed behind a prefix, are answered as one by one."""

@@ -14,6 +14,7 @@ from fmray.core.yaml import parse_yaml
 from fmray.data.sources.jsonl import Jsonl
 
 DEFINITIONS = Path(__file__).parent / "definitions"
+MAX_SHOTS = 64
 Output = Literal["loglikelihood", "loglikelihood_rolling", "multiple_choice", "generate_until"]
 # What lm-eval computes for a document of each kind of output, without a file from the Hugging Face hub.
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
@@ -31,14 +32,15 @@ class LmTask(Config):
         task: the name of a shipped definition (`piqa`), or the path of a YAML file in lm-eval's format; by default the task's own name.
         path: the documents: JSON Lines, plain or compressed, a file, a folder or a glob.
         metrics: which of the definition's metrics are reported; all unless some are named.
-        shots: so many solved examples stand before each document: always the same ones, drawn by the step's seed and never scored.
+        shots: so many solved examples stand before each document: always the same ones, drawn by the step's seed and never scored. By
+            default as many as the definition's `num_fewshot`, or none.
         limit: at most so many documents are scored, drawn by the step's seed; the same whatever `shots` is.
     """
 
     task: str = ""
     path: str = Field(min_length=1)
     metrics: tuple[str, ...] = ()
-    shots: int = Field(0, ge=0, le=64)
+    shots: int = Field(0, ge=0, le=MAX_SHOTS)
     limit: int | None = Field(None, ge=1)
 
     def named(self, name: str) -> Self:
@@ -50,14 +52,17 @@ class LmTask(Config):
         task = self if self.task else self.model_copy(update={"task": name})
         where = f"tasks.{name}"
         try:
-            has = [entry["metric"] for entry in read_definition(task.task)["metric_list"]]
+            definition = read_definition(task.task)
         except ConfigError as error:
             raise ConfigError(error.what, where=f"{where} ({error.where})" if error.where else where, todo=error.todo) from None
+        if "shots" not in task.model_fields_set:
+            task = task.model_copy(update={"shots": definition.get("num_fewshot") or 0})
+        has = [entry["metric"] for entry in definition["metric_list"]]
         for metric in task.metrics:
             if metric not in has:
                 raise ConfigError(f"the task {task.task} has no metric '{metric}'{did_you_mean(metric, has)}", where=f"{where}.metrics", todo=f"it has: {', '.join(has)}")
         if task.shots and task.output == "loglikelihood_rolling":
-            raise ConfigError(f"{task.task} scores whole texts, and no example can stand before them", where=f"{where}.shots", todo="leave shots out")
+            raise ConfigError(f"{task.task} scores whole texts, and no example can stand before them", where=f"{where}.shots", todo="set it to 0")
         return task
 
     @cached_property
@@ -108,6 +113,7 @@ def read_definition(task: str) -> dict[str, Any]:
     if output not in OUTPUTS:
         raise ConfigError(f"asks for the unknown output_type '{output}'{did_you_mean(str(output), OUTPUTS)}", where=str(path), todo=f"known: {', '.join(OUTPUTS)}")
     _check_metrics(definition, path)
+    _check_shots(definition, path)
     for name in ("doc_to_text", "doc_to_target", *(("doc_to_choice",) if output == "multiple_choice" else ())):
         if name not in definition:
             raise ConfigError(f"lacks `{name}`, which {output} needs", where=str(path))
@@ -122,3 +128,14 @@ def _check_metrics(definition: Mapping[str, Any], path: Path) -> None:
         name = entry["metric"]
         if name not in OUTPUTS[output]:
             raise ConfigError(f"asks for the metric '{name}', which {output} does not give{did_you_mean(name, OUTPUTS[output])}", where=str(path), todo=f"it gives: {', '.join(OUTPUTS[output])}")
+
+
+def _check_shots(definition: Mapping[str, Any], path: Path) -> None:
+    shots, told = definition.get("num_fewshot"), definition.get("fewshot_config")
+    if shots is not None and not (isinstance(shots, int) and 0 <= shots <= MAX_SHOTS):
+        raise ConfigError(f"has num_fewshot {shots!r}, which is no number from 0 to {MAX_SHOTS}", where=str(path))
+    if told is not None and not isinstance(told, dict):
+        raise ConfigError("has a `fewshot_config` that is no mapping", where=str(path))
+    for name in ("samples", "fewshot_indices"):
+        if (told or {}).get(name) is not None:
+            raise ConfigError(f"names its solved examples in `fewshot_config.{name}`; they are drawn from the documents", where=str(path), todo=f"leave {name} out")

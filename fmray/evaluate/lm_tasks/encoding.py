@@ -67,7 +67,7 @@ class Encoder:
         """
         context, continuation = moved(context, continuation)
         whole, before = self.plain(context + continuation), self._cached(context) if context else []
-        return self._checked(Request(group, list(before), whole[len(before) :]), continuation)
+        return self._checked(Request(group, list(before), whole[len(before) :]), continuation, around=len(self.front) + len(self.back))
 
     def windows(self, text: str, *, masked: bool) -> list[tuple[Tokens, Tokens]]:
         """A whole text in windows as long as the model's positions, as contexts and continuations: each token is asked for once."""
@@ -91,8 +91,8 @@ class Encoder:
         ids = [*self.front, *self.plain(text)]
         return ids[-(self.max_length - room) :], len(ids) > self.max_length - room
 
-    def _checked(self, request: Request, text: str) -> Request:
-        n, most = len(request.continuation), self.max_length - len(self.back)
+    def _checked(self, request: Request, text: str, around: int = 0) -> Request:
+        n, most = len(request.continuation), self.max_length - around
         if not n or n > most:
             what = "no token that is asked for" if not n else f"{n} tokens that are asked for and the model only {most} positions"
             raise DataError(f"a continuation has {what}", where=repr(text[:40]))

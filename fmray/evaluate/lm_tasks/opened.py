@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmray.core import intervals
-from fmray.core.errors import ConfigError
+from fmray.core.errors import ConfigError, DataError, FmrayError
 from fmray.core.intervals import Interval
 from fmray.evaluate.lm_tasks.config import LmTask
 from fmray.evaluate.lm_tasks.documents import Drawn
@@ -26,6 +26,9 @@ BY_DOCUMENT: Mapping[str, tuple[str, Callable[[Any], float]]] = {
     "byte_perplexity": ("nats_per_byte", lambda pair: -pair[0] / max(pair[1], 1)),
     "bits_per_byte": ("bits_per_byte", lambda pair: -pair[0] / max(pair[1], 1) / math.log(2)),
 }
+
+# What a definition says of where its documents lie, and of those that stand before them; both are drawn here.
+ELSEWHERE = ("dataset_path", "dataset_name", "dataset_kwargs", "fewshot_config", "num_fewshot")
 
 
 @dataclass(frozen=True)
@@ -44,20 +47,27 @@ class OpenTask:
 
         Raises:
             ConfigError: the definition asks for what the documents lack, or is otherwise none that lm-eval can use.
+            DataError: the right answer of a document is none of its choices.
         """
         os.environ.setdefault("TQDM_DISABLE", "1")
         import datasets
         from lm_eval.api.task import ConfigurableTask
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        definition = {key: value for key, value in task.definition.items() if not key.endswith("_split") and key not in ("dataset_path", "dataset_name", "dataset_kwargs")}
-        fixed: dict[str, Any] = {"fewshot_split": "shots", "fewshot_config": {"sampler": "first_n"}} if task.shots else {}
+        definition = {key: value for key, value in task.definition.items() if not key.endswith("_split") and key not in ELSEWHERE}
+        # How solved examples are written is the definition's; which they are was drawn.
+        told = {key: value for key, value in (task.definition.get("fewshot_config") or {}).items() if key != "split"}
+        fixed: dict[str, Any] = {"fewshot_split": "shots", "fewshot_config": {**told, "sampler": "first_n"}} if task.shots else {}
         has = ", ".join(drawn.documents[0])
         try:
             splits = {"test": drawn.documents, **({"shots": drawn.shots} if task.shots else {})}
             data = {split: datasets.Dataset.from_list(list(documents)) for split, documents in splits.items()}
             self.task: Any = ConfigurableTask(config={**definition, **fixed, "task": name, "test_split": "test", "num_fewshot": task.shots, "custom_dataset": lambda **_: data})
             self.task.build_all_requests()
+            if task.output == "multiple_choice":
+                _check_answers(self.task, drawn, name, task)
+        except FmrayError:
+            raise
         except Exception as error:  # the definition's templates may fail in any way
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ConfigError(f"the task {task.task} cannot be put to its documents ({reason})", where=f"tasks.{name}", todo=f"a document of {task.path} has: {has}") from None
@@ -135,6 +145,23 @@ class OpenTask:
         asked = task.doc_to_text(doc) if not task.multiple_input else task.doc_to_choice(doc)[task.doc_to_text(doc)]
         between = task.config.target_delimiter if asked else ""
         return f"{asked}{between}{self.target(document)}"
+
+
+def _check_answers(opened: Any, drawn: Drawn, name: str, task: LmTask) -> None:
+    """lm-eval counts a document whose right answer it cannot find among the choices as told wrong, and says so in a log alone."""
+    two_only = any(entry["metric"] == "f1" for entry in task.definition["metric_list"])
+    for place, doc in zip(drawn.places, opened.eval_docs, strict=True):
+        choices = opened.doc_to_choice(doc)
+        gold = opened.doc_to_text(doc) if opened.multiple_input else opened.doc_to_target(doc)
+        several = isinstance(gold, list)
+        right = [choices.index(one) if isinstance(one, str) and one in choices and not several else one for one in (gold if several else [gold])]
+        if not right or several != bool(opened.multiple_target) or not all(isinstance(one, int) and 0 <= one < len(choices) for one in right):
+            raise DataError(
+                f"document {place}: its right answer {str(gold)[:40]!r} is none of its {len(choices)} choices", where=f"tasks.{name} ({task.path})",
+                todo="mend doc_to_target, or the document",
+            )  # fmt: skip
+        if two_only and (len(choices) > 2 or several):
+            raise ConfigError(f"f1 is for documents with two choices, one of them right, and document {place} has {len(choices)}", where=f"tasks.{name}", todo="take another metric, such as acc")
 
 
 def document_figures(values: Mapping[str, Sequence[Any]], at: int) -> dict[str, float]:

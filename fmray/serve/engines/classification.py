@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fmray.model.positions import n_positions
 from fmray.serve.engine import Answer, RequestError, Scores, Text
 from fmray.serve.engines.opening import refusal
-from fmray.tasks.classifier import Classifier
+from fmray.tasks.classifier import LONGEST, Classifier
 
 
 class Classification:
@@ -16,7 +17,7 @@ class Classification:
 
         torch.set_num_threads(threads)
         self._classifier = Classifier.load(path, device)
-        self.max_model_len = int(self._classifier.model.config.get_text_config().max_position_embeddings)
+        self.max_model_len = n_positions(self._classifier.model.config) or LONGEST
 
     def health(self) -> None:
         """Always well: it has no thread of its own that could end."""

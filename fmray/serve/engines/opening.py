@@ -5,6 +5,7 @@ from typing import Any
 
 from fmray.core.errors import ArtifactError
 from fmray.model.checkpoint import read_hf_config
+from fmray.model.positions import n_positions
 from fmray.serve.engine import RequestError
 
 
@@ -35,7 +36,7 @@ def opened(auto: str, path: Path, device: str, threads: int) -> tuple[Any, Any]:
 
 def longest(model: Any, tokenizer: Any) -> int:
     """The number of tokens that a model takes: its positions, or fewer where its tokenizer says so."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = n_positions(model.config)
     # A tokenizer that knows no limit has a number of thirty digits.
     return int(min(positions or tokenizer.model_max_length, tokenizer.model_max_length, 2**20))
 

@@ -17,8 +17,8 @@ class Integer(Distribution):
 
     @model_validator(mode="after")
     def _not_empty(self) -> "Integer":
-        if self.low >= self.high:
-            raise ValueError(f"the range is empty: low {self.low} is not below high {self.high}")
+        if self.low > self.high:
+            raise ValueError(f"the range is empty: low {self.low} is above high {self.high}")
         return self
 
     def edges(self) -> tuple[Any, ...]:
@@ -26,5 +26,5 @@ class Integer(Distribution):
         return (self.low, self.high)
 
     def domain(self, tune: ModuleType) -> Any:
-        """`tune.randint`, whose upper end is exclusive."""
-        return tune.randint(self.low, self.high + 1)
+        """`tune.randint`, whose upper end is exclusive; of one number a choice, for not every algorithm takes a range of one."""
+        return tune.choice([self.low]) if self.low == self.high else tune.randint(self.low, self.high + 1)

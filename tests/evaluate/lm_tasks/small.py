@@ -26,7 +26,7 @@ def tokenizer() -> Any:
 
 
 def config(kind: str) -> Any:
-    """The config of a small model: llama, gpt2, mistral (which sees only the last eight tokens) or bert."""
+    """The config of a small model: llama, gpt2, mistral (which sees only the last eight tokens), gpt_neo (half of which sees the last 48) or bert."""
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     llama = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": POSITIONS}
     size = len(tokenizer())
@@ -34,6 +34,10 @@ def config(kind: str) -> Any:
         return transformers.LlamaConfig(vocab_size=size, **llama, **ids)
     if kind == "mistral":
         return transformers.MistralConfig(vocab_size=size, sliding_window=8, **llama, **ids)
+    if kind == "gpt_neo":
+        return transformers.GPTNeoConfig(
+            vocab_size=size, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=48, max_position_embeddings=POSITIONS, **ids
+        )
     if kind == "gpt2":
         return transformers.GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS, **ids)
     return transformers.BertConfig(vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=POSITIONS, **ids)

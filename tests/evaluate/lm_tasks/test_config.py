@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fmray.core.config import load_config
-from fmray.core.errors import DataError, FmrayError
+from fmray.core.errors import ConfigError, DataError, FmrayError
 from fmray.evaluate.config import EvaluateConfig
 from fmray.evaluate.lm_tasks.config import OUTPUTS, read_definition, shipped
 from fmray.evaluate.lm_tasks.documents import contaminated, draw
@@ -46,12 +46,48 @@ def test_a_metric_that_the_task_lacks():
         (("metric: acc", "metric: rouge"), "asks for the metric 'rouge', which multiple_choice does not give"),
         (("metric_list: [{metric: acc}]", "metric_list: acc"), "needs a `metric_list`"),
         (("doc_to_choice: choices\n", ""), "lacks `doc_to_choice`"),
+        (("doc_to_text: query", "doc_to_text: query\nnum_fewshot: many"), "has num_fewshot 'many', which is no number from 0 to 64"),
+        (("doc_to_text: query", "doc_to_text: query\nfewshot_config: 3"), "has a `fewshot_config` that is no mapping"),
+        (("doc_to_text: query", "doc_to_text: query\nfewshot_config: {samples: [{query: a}]}"), "names its solved examples in `fewshot_config.samples`"),
         (("doc_to_text: query", "doc_to_text: !function a.b"), "is not valid YAML at line 2"),
     ],
 )
 def test_a_task_file_that_is_none(tmp_path: Path, change, said):
     (tmp_path / "mine.yaml").write_text(PLAIN.replace(*change))
     assert said in refused({"task": str(tmp_path / "mine.yaml")})
+
+
+def test_a_definitions_solved_examples_are_as_many_and_written_as_it_says(tmp_path: Path):
+    path = write(tmp_path / "d.jsonl", [{"query": f"q{i}", "choices": ["b", "c"], "gold": i % 2} for i in range(6)])
+    (tmp_path / "mine.yaml").write_text(PLAIN + 'num_fewshot: 2\nfewshot_config: {split: dev, sampler: default, doc_to_text: "Solved {{query}}:"}\n')
+    for told, shots in (({}, 2), ({"shots": 1}, 1), ({"shots": 0}, 0)):
+        (task,) = load_config(EvaluateConfig, {"tasks": {"mine": {"task": str(tmp_path / "mine.yaml"), "path": path, **told}}}).tasks.values()
+        assert task.shots == shots
+        contexts = [ask.arguments[0] for ask in OpenTask("mine", task, draw("mine", task, 0)).asks]
+        assert [context.count("Solved q") for context in contexts] == [shots] * (2 * (6 - shots)), contexts[0]
+
+
+@pytest.mark.parametrize(("usual", "gold"), [(0, 2), (0, -1), ("b", "d"), ([1], [5]), ([1], [])])
+def test_a_document_whose_answer_is_none_of_its_choices_is_refused(tmp_path: Path, usual, gold):
+    (tmp_path / "mine.yaml").write_text(PLAIN)
+    path = write(tmp_path / "d.jsonl", [{"query": "a", "choices": ["b", "c"], "gold": gold if i == 2 else usual} for i in range(4)])
+    (task,) = load_config(EvaluateConfig, {"tasks": {"mine": {"task": str(tmp_path / "mine.yaml"), "path": path}}}).tasks.values()
+    with pytest.raises(DataError, match=r"document 2: its right answer .* is none of its 2 choices") as error:
+        OpenTask("mine", task, draw("mine", task, 0))
+    assert error.value.exit_code == 2
+
+
+def test_f1_of_more_than_two_choices_is_refused_before_anything_is_asked(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text(PLAIN.replace("metric: acc", "metric: f1"))
+    for choices in (["b", "c"], ["b", "c", "d"]):
+        path = write(tmp_path / "d.jsonl", [{"query": "a", "choices": choices, "gold": 0}] * 3)
+        (task,) = load_config(EvaluateConfig, {"tasks": {"mine": {"task": str(tmp_path / "mine.yaml"), "path": path}}}).tasks.values()
+        if len(choices) == 2:
+            OpenTask("mine", task, draw("mine", task, 0))
+            continue
+        with pytest.raises(ConfigError, match="f1 is for documents with two choices, one of them right, and document 0 has 3") as error:
+            OpenTask("mine", task, draw("mine", task, 0))
+        assert error.value.where == "tasks.mine"
 
 
 def test_whole_texts_take_no_examples_and_names_are_spelled_as_rules_can():

@@ -1,16 +1,21 @@
 """Answers of packed rows against the model's own on one text at a time, and pseudo-likelihood against one forward pass a hidden token."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
-from fmray.core.errors import ArtifactError, DataError
+from fmray.core.errors import ArtifactError, DataError, RunError
 from fmray.data.vocabulary import read_vocabulary
 from fmray.evaluate.lm_tasks.asking import answers, setup
+from fmray.evaluate.lm_tasks.causal import CausalScorer
 from fmray.evaluate.lm_tasks.encoding import Encoder, check_fits
+from fmray.evaluate.lm_tasks.masked import hide_each
 from fmray.evaluate.lm_tasks.opened import Ask
+from fmray.evaluate.lm_tasks.packing import Request, plan_rows
 from fmray.evaluate.lm_tasks.workers import Workers
 from tests.evaluate.lm_tasks.small import POSITIONS, save, sentence, tokenizer
 
@@ -31,7 +36,7 @@ def alone(model, context: str, continuation: str) -> tuple[float, bool]:
     return float(logprobs.gather(1, targets[:, None]).sum()), bool((logprobs.argmax(-1) == targets).all())
 
 
-@pytest.mark.parametrize(("kind", "packs"), [("llama", True), ("gpt2", True), ("mistral", False)])
+@pytest.mark.parametrize(("kind", "packs"), [("llama", True), ("gpt2", True), ("mistral", False), ("gpt_neo", False)])
 def test_packed_rows_answer_as_one_text_at_a_time(tmp_path: Path, kind, packs):
     path = save(tmp_path, kind)
     workers = Workers("causal_lm", path, None, 1, 1, 0)
@@ -45,6 +50,23 @@ def test_packed_rows_answer_as_one_text_at_a_time(tmp_path: Path, kind, packs):
         assert not cut
         assert [logprob for logprob, _ in given] == pytest.approx([logprob for logprob, _ in right], abs=2e-4)
         assert [greedy for _, greedy in given] == [greedy for _, greedy in right]
+
+
+def test_a_packed_row_is_never_read_as_a_plain_one(tmp_path: Path):
+    scorer = CausalScorer(save(tmp_path, "mistral"), None, 1, "cpu")
+    requests = [Request(0, [5, 6, 7], [8]), Request(1, [5, 6, 9], [10])]
+    (packed,) = plan_rows(requests, POSITIONS, 256, shares=True).rows
+    with pytest.raises(RunError, match="a packed row came to a model that may not be asked so"):
+        scorer.score((), packed)
+    assert len([scorer.score((), row) for row in plan_rows(requests, POSITIONS, 256, shares=False).rows]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_a_worker_cannot_open_is_refused_as_bad_input(tmp_path: Path, num_workers: int):
+    with pytest.raises(ArtifactError, match="is not a model checkpoint") as error:
+        Workers("causal_lm", tmp_path, None, num_workers, 1, 0).shares()
+    assert error.value.exit_code == 2
 
 
 def test_a_masked_model_is_asked_for_one_hidden_token_at_a_time(tmp_path: Path):
@@ -79,6 +101,21 @@ def test_a_continuation_without_tokens_or_beyond_the_model_is_refused():
         encoder.request(0, "the cat", "")
     with pytest.raises(DataError, match="only 64 positions"):
         encoder.request(0, "the cat", " red" * 99)
+
+
+def test_a_continuation_may_be_as_long_as_the_model_less_what_is_put_around_it():
+    framing = copy.deepcopy(tokenizer())
+    framing.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)])
+    one = len(framing(" red", add_special_tokens=False)["input_ids"])
+    encoder = Encoder(framing, 8 * one)
+    assert (encoder.front, encoder.back) == ([1], [2])
+    assert len(encoder.request(0, "the", " red" * 8).continuation) == 8 * one, "a causal model reads nothing behind it"
+    with pytest.raises(DataError, match=f"{8 * one} tokens that are asked for and the model only {8 * one - 2} positions"):
+        encoder.hidden_request(0, "the", " red" * 8)
+    tight = Encoder(framing, 8 * one + 2)
+    hidden, cut = hide_each([tight.hidden_request(0, "the", " red" * 8)], tight.front, tight.back, tight.max_length)
+    assert {len(text.ids) for text in hidden} == {8 * one + 2}
+    assert cut == {0}
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path):
