@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from fmray.data.sources.jsonl import Jsonl
+from fmray.data.text import normalise
 from fmray.serve.asked import MAX_READ
 from fmray.serve.canary import CanaryConfig, Observation
 from fmray.serve.face import add_error_bodies
@@ -17,6 +18,7 @@ from fmray.serve.judge import Canary
 from fmray.serve.operation import Operation
 from fmray.serve.playground import add_playground, page
 from fmray.serve.traffic import Traffic
+from tests.data.corpora import documents, prepare, topics
 
 ACCEPTED = {"model": "lm", "verdict": "accepted", "input": "The quick", "output": " brown fox"}
 CORRECTED = {"model": "lm", "verdict": "corrected", "kind": "label", "input": "open the file", "output": "json", "correction": "os"}
@@ -73,6 +75,16 @@ def test_a_corpus_reads_what_people_accepted_and_corrected(tmp_path: Path) -> No
     accepted, corrected = Jsonl(path=str(file)).iter_documents()
     assert (accepted["text"], accepted["completion"]) == ("The quick brown fox", " brown fox")
     assert (corrected["text"], corrected["label"], corrected["output"]) == ("open the file", "os", "json")
+
+
+def test_prepare_makes_a_dataset_of_what_people_accepted(tmp_path: Path, ray_session: None) -> None:
+    texts = topics()[:200]
+    file = tmp_path / "feedback" / "served.jsonl"
+    halves = [(text[: len(text) // 2], text[len(text) // 2 :]) for text in texts]
+    asked = [("/v1/feedback", {**ACCEPTED, "input": left, "output": right}, {}) for left, right in halves]
+    assert {answer.status_code for answer in ask(application(Operation(feedback=str(file)), []), *asked)} == {201}
+    made = prepare(tmp_path / "runs", {"type": "jsonl", "path": str(file)}, validation_fraction=0.2)
+    assert {*documents(made, "train"), *documents(made, "validation")} == {normalise(text) for text in texts}
 
 
 @pytest.mark.parametrize(

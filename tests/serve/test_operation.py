@@ -1,17 +1,22 @@
-"""A running application through its canaries, on a real Ray Serve: one promoted, one rolled back, and the figures that Ray exports of them."""
+"""A running application through its changes, on a real Ray Serve: canaries promoted and rolled back, an upgrade under load, a killed replica."""
 
 import json
+import os
 import shutil
+import signal
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import fmray.serve.deploy  # noqa: F401  (registers the stage)
 from fmray.core.artifact import Artifact, load
+from fmray.core.errors import RunError
 from fmray.core.experiment import Experiment
 from fmray.core.report import Decision, Report
 from fmray.serve import application
@@ -25,6 +30,7 @@ from tests.serve.conftest import make_checkpoint, make_decision, save_record
 pytestmark = pytest.mark.slow
 
 QUICK = {"num_cpus": 0.1, "smoke_requests": 2, "smoke_max_tokens": 4, "drain_s": 5.0}
+ROLLING = {"app": "roll", "route": "/roll", "num_replicas": 2}
 CANARY = {"share": 0.5, "shadow": 6, "min_requests": 25, "rules": ["upper(canary/error_rate) <= 0.2", "lower(canary/agreement) >= 0.5"]}
 
 
@@ -44,7 +50,8 @@ def deploy(storage: Path, folder: Path, name: str, **config: Any) -> Artifact[De
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, serve_port: int) -> Iterator[Path]:
     yield tmp_path_factory.mktemp("operation")
-    application.take_down("canary")
+    for app in ("canary", "roll"):
+        application.take_down(app)
 
 
 def same_answers(root: Path) -> Path:
@@ -131,3 +138,105 @@ def test_ray_exports_the_figures_by_model(root: Path) -> None:
             return
         assert time.monotonic() < deadline, missing
         time.sleep(1.0)
+
+
+class Load:
+    """Clients that ask one after another until they are told to stop, and what came of it."""
+
+    def __init__(self, url: str, *, clients: int, attempts: int) -> None:
+        self.answers: list[float] = []
+        self.failures: list[str] = []
+        self.slowest_s = 0.0
+        self._ended = threading.Event()
+        self._clients = [Client(url, attempts=attempts) for _ in range(clients)]
+        self._threads = [threading.Thread(target=self._ask, args=(client,)) for client in self._clients]
+
+    def _ask(self, client: Client) -> None:
+        # The pause leaves the replicas that come up a part of a small machine.
+        while not self._ended.wait(0.02):
+            began = time.monotonic()
+            try:
+                self.answers.append(client.classify("tuned", "Return the value")["data"][0]["scores"]["os"])
+            except RunError as error:
+                self.failures.append(str(error))
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not reached: {len(self.answers)} answers, failures: {self.failures[:3]}"
+            time.sleep(0.05)
+
+    @property
+    def retried(self) -> int:
+        return sum(client.retried for client in self._clients)
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def replicas() -> set[int]:
+    """The processes of the model's replicas."""
+    title = "ray::ServeReplica:roll:model-tuned"
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if (process.cmdline() or [""])[0].startswith(title):
+                found.add(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def ready() -> int:
+    from ray import serve
+
+    return serve.status().applications["roll"].deployments["model-tuned"].replica_states.get("RUNNING", 0)
+
+
+@pytest.fixture(scope="module")
+def rolling(root: Path) -> str:
+    """The URL of a classifier on two replicas."""
+    first = deploy(root / "rolling", gated(root / "r1", "tuned", "sequence_classification", 1), "tuned", **ROLLING)
+    assert first.payload.url is not None
+    return first.payload.url
+
+
+def test_an_upgrade_under_load_fails_no_request(root: Path, rolling: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients that ask once, and never see more than a longer wait."""
+    gated(root / "r2", "tuned", "sequence_classification", 5)
+    with Load(rolling, clients=3, attempts=1) as load_:
+        load_.wait(lambda: len(load_.answers) >= 200, 60)
+        before = load_.answers[0]
+        began, seen = time.monotonic(), len(load_.answers)
+        deploy(root / "rolling", root / "r2", "tuned", **ROLLING)
+        took_s, during = time.monotonic() - began, len(load_.answers) - seen
+        load_.wait(lambda: len(load_.answers) >= max(1000, seen + during + 200), 90)
+    assert load_.failures == []
+    assert len(load_.answers) >= 1000
+    assert during > 50
+    new = [answer != pytest.approx(before, abs=1e-6) for answer in load_.answers]
+    assert all(new[-100:])
+    with capsys.disabled():
+        print(f"\nupgrade: {len(new)} requests, 0 failed; {during} in its {took_s:.1f} s; slowest {load_.slowest_s:.2f} s; first new answer after {new.index(True)}")
+
+
+def test_a_killed_replica_loses_no_request_of_fmrays_own_client(rolling: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Load(rolling, clients=3, attempts=8) as load_:
+        load_.wait(lambda: len(load_.answers) >= 100 and ready() == 2, 60)
+        killed = min(replicas())
+        os.kill(killed, signal.SIGKILL)
+        began = time.monotonic()
+        load_.wait(lambda: len(replicas() - {killed}) >= 2 and ready() == 2, 90)
+        took_s, seen = time.monotonic() - began, len(load_.answers)
+        load_.wait(lambda: len(load_.answers) >= seen + 100, 60)
+    assert load_.failures == []
+    with capsys.disabled():
+        print(f"\nkill -9: {len(load_.answers)} requests, 0 lost, {load_.retried} asked again; two replicas after {took_s:.1f} s; slowest {load_.slowest_s:.2f} s")
