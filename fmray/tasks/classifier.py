@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fmray.core.errors import ArtifactError, ConfigError
 from fmray.model.checkpoint import Head
+from fmray.model.positions import position_offset
 from fmray.tasks.starting import (
     SAFELY,
     frame_as_in_pretraining,
@@ -170,7 +171,10 @@ class Classifier:
         Raises:
             ConfigError: the model has fewer positions than `max_length`.
         """
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None:
+            limit -= position_offset(config.to_dict())
         if max_length is not None and limit is not None and max_length > limit:
             raise ConfigError(f"is {max_length}, but the model has {limit} positions", where="max_length", todo=f"use at most {limit}")
         self.tokenizer.model_max_length = max_length or min(LONGEST, limit or LONGEST)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fmray.serve.engine import Answer, RequestError, Scores, Text
-from fmray.serve.engines.opening import refusal
+from fmray.serve.engines.opening import longest, positions, refusal
 from fmray.tasks.classifier import Classifier
 
 
@@ -16,7 +16,7 @@ class Classification:
 
         torch.set_num_threads(threads)
         self._classifier = Classifier.load(path, device)
-        self.max_model_len = int(self._classifier.model.config.get_text_config().max_position_embeddings)
+        self.max_model_len = positions(self._classifier.model) or longest(self._classifier.model, self._classifier.tokenizer)
 
     def health(self) -> None:
         """Always well: it has no thread of its own that could end."""

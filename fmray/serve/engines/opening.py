@@ -5,6 +5,7 @@ from typing import Any
 
 from fmray.core.errors import ArtifactError
 from fmray.model.checkpoint import read_hf_config
+from fmray.model.positions import position_offset
 from fmray.serve.engine import RequestError
 
 
@@ -33,11 +34,17 @@ def opened(auto: str, path: Path, device: str, threads: int) -> tuple[Any, Any]:
     return model.to(device).eval(), tokenizer
 
 
+def positions(model: Any) -> int | None:
+    """How many tokens have a position in a model; None where positions are told by distance, as T5's are."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    return None if limit is None else int(limit) - position_offset(config.to_dict())
+
+
 def longest(model: Any, tokenizer: Any) -> int:
     """The number of tokens that a model takes: its positions, or fewer where its tokenizer says so."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # A tokenizer that knows no limit has a number of thirty digits.
-    return int(min(positions or tokenizer.model_max_length, tokenizer.model_max_length, 2**20))
+    return int(min(positions(model) or tokenizer.model_max_length, tokenizer.model_max_length, 2**20))
 
 
 def refusal(length: int, limit: int, truncate: bool, param: str = "input") -> RequestError | None:

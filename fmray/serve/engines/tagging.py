@@ -11,7 +11,7 @@ import numpy as np
 
 from fmray.core.errors import ArtifactError
 from fmray.serve.engine import Answer, Entity, RequestError, Tagged, Text
-from fmray.serve.engines.opening import refusal
+from fmray.serve.engines.opening import longest, positions, refusal
 from fmray.tasks.classifier import Classifier
 from fmray.tasks.token_classification import first_pieces, spans
 
@@ -28,7 +28,7 @@ class Tagging:
         self._model = Classifier.load(path, device, "token_classification")
         if not self._model.tokenizer.is_fast:
             raise ArtifactError("its tokenizer tells no offsets, so tags cannot be put on words", where=str(path), todo="give a model with a tokenizer.json")
-        self.max_model_len = int(self._model.model.config.get_text_config().max_position_embeddings)
+        self.max_model_len = positions(self._model.model) or longest(self._model.model, self._model.tokenizer)
 
     def health(self) -> None:
         """Always well: it has no thread of its own that could end."""
