@@ -4,19 +4,16 @@ import json
 import os
 import shutil
 import signal
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import fmray.serve.deploy  # noqa: F401  (registers the stage)
 from fmray.core.artifact import Artifact, load
-from fmray.core.errors import RunError
 from fmray.core.experiment import Experiment
 from fmray.core.report import Decision, Report
 from fmray.serve import application
@@ -26,6 +23,7 @@ from fmray.serve.deployment import Deployment
 from fmray.serve.foreground import planned
 from fmray.serve.registry import REGISTRY, Registry
 from tests.serve.conftest import make_checkpoint, make_decision, save_record
+from tests.serve.load import Load, ready, replicas
 
 pytestmark = pytest.mark.slow
 
@@ -140,65 +138,8 @@ def test_ray_exports_the_figures_by_model(root: Path) -> None:
         time.sleep(1.0)
 
 
-class Load:
-    """Clients that ask one after another until they are told to stop, and what came of it."""
-
-    def __init__(self, url: str, *, clients: int, attempts: int) -> None:
-        self.answers: list[float] = []
-        self.failures: list[str] = []
-        self.slowest_s = 0.0
-        self._ended = threading.Event()
-        self._clients = [Client(url, attempts=attempts) for _ in range(clients)]
-        self._threads = [threading.Thread(target=self._ask, args=(client,)) for client in self._clients]
-
-    def _ask(self, client: Client) -> None:
-        # The pause leaves the replicas that come up a part of a small machine.
-        while not self._ended.wait(0.02):
-            began = time.monotonic()
-            try:
-                self.answers.append(client.classify("tuned", "Return the value")["data"][0]["scores"]["os"])
-            except RunError as error:
-                self.failures.append(str(error))
-            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
-
-    def wait(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, f"not reached: {len(self.answers)} answers, failures: {self.failures[:3]}"
-            time.sleep(0.05)
-
-    @property
-    def retried(self) -> int:
-        return sum(client.retried for client in self._clients)
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-
-def replicas() -> set[int]:
-    """The processes of the model's replicas."""
-    title = "ray::ServeReplica:roll:model-tuned"
-    found = set()
-    for process in psutil.process_iter():
-        try:
-            if (process.cmdline() or [""])[0].startswith(title):
-                found.add(process.pid)
-        except psutil.Error:
-            continue
-    return found
-
-
-def ready() -> int:
-    from ray import serve
-
-    return serve.status().applications["roll"].deployments["model-tuned"].replica_states.get("RUNNING", 0)
+def score(client: Client) -> float:
+    return float(client.classify("tuned", "Return the value")["data"][0]["scores"]["os"])
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +153,7 @@ def rolling(root: Path) -> str:
 def test_an_upgrade_under_load_fails_no_request(root: Path, rolling: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Clients that ask once, and never see more than a longer wait."""
     gated(root / "r2", "tuned", "sequence_classification", 5)
-    with Load(rolling, clients=3, attempts=1) as load_:
+    with Load(rolling, score, clients=3, attempts=1) as load_:
         load_.wait(lambda: len(load_.answers) >= 200, 60)
         before = load_.answers[0]
         began, seen = time.monotonic(), len(load_.answers)
@@ -229,12 +170,12 @@ def test_an_upgrade_under_load_fails_no_request(root: Path, rolling: str, capsys
 
 
 def test_a_killed_replica_loses_no_request_of_fmrays_own_client(rolling: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with Load(rolling, clients=3, attempts=8) as load_:
-        load_.wait(lambda: len(load_.answers) >= 100 and ready() == 2, 60)
-        killed = min(replicas())
+    with Load(rolling, score, clients=3) as load_:
+        load_.wait(lambda: len(load_.answers) >= 100 and ready("roll", "tuned") == 2, 60)
+        killed = min(replicas("roll", "tuned"))
         os.kill(killed, signal.SIGKILL)
         began = time.monotonic()
-        load_.wait(lambda: len(replicas() - {killed}) >= 2 and ready() == 2, 90)
+        load_.wait(lambda: len(replicas("roll", "tuned") - {killed}) >= 2 and ready("roll", "tuned") == 2, 90)
         took_s, seen = time.monotonic() - began, len(load_.answers)
         load_.wait(lambda: len(load_.answers) >= seen + 100, 60)
     assert load_.failures == []
