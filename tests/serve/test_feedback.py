@@ -32,7 +32,7 @@ def application(operation: Operation, seen: list[Observation], *, broken: str = 
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse, StreamingResponse
 
-    api = FastAPI()
+    api = FastAPI(redirect_slashes=False)
     add_error_bodies(api)
     add_feedback(api, operation.feedback, ("lm", "lm@2"))
     add_playground(api)
@@ -191,12 +191,12 @@ def test_a_body_too_long_to_read_passes_by_whole() -> None:
     assert len(answer.json()["choices"][0]["text"]) == MAX_READ + 10
 
 
-@pytest.mark.parametrize("prefix", ["", "/play"])
-def test_the_playground_is_at_the_root_of_the_application(prefix: str) -> None:
+@pytest.mark.parametrize(("prefix", "path"), [("", "/"), ("/play", "/play"), ("/play", "/play/")])
+def test_the_playground_is_at_the_root_of_the_application(prefix: str, path: str) -> None:
     async def visit() -> httpx.Response:
         transport = httpx.ASGITransport(app=application(Operation(), []), root_path=prefix)
-        async with httpx.AsyncClient(transport=transport, base_url="http://x", follow_redirects=True) as client:
-            return await client.get(prefix or "/")
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get(path)
 
     answer = asyncio.run(visit())
     assert (answer.status_code, answer.text, answer.headers["content-security-policy"]) == (200, page()[0], page()[1]["Content-Security-Policy"])

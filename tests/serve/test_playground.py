@@ -56,7 +56,7 @@ async def visit(url: str, *, width: int, dark: bool) -> dict[str, Any]:
     async with chromium.page() as page:
         await page.open(url, width=width, dark=dark)
         await until(page, "document.querySelector('#health')?.textContent === 'ready'")
-        await page.evaluate("document.querySelector('#prompt').focus()")
+        await page.evaluate("{ document.querySelector('#seed').value = '3'; document.querySelector('#prompt').focus(); }")
         await press(page, "Enter", control=True)
         await until(page, "document.querySelector('#count').textContent === '1'")
         seen: dict[str, Any] = {
