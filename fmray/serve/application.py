@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 FACE_CPUS = 0.1
+# Serve replaces a replica after three checks that failed. Until then a dead engine, which refuses at once, draws requests.
+HEALTH_PERIOD_S = 2.0
 POLL_S = 0.2
 ERROR_LINE = re.compile(r"^[\w.]*(Error|Exception)\b")
 
@@ -48,7 +50,8 @@ def build(specs: Sequence[ModelSpec], config: DeployConfig, operation: Operation
             max_ongoing_requests=at_once,
             max_constructor_retry_count=1,  # a model that cannot be opened cannot be opened the third time either
             graceful_shutdown_wait_loop_s=0.1,
-            graceful_shutdown_timeout_s=config.drain_s,
+            graceful_shutdown_timeout_s=config.deadline_s if config.drain_s is None else config.drain_s,
+            health_check_period_s=HEALTH_PERIOD_S,
             ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         )(replica)
 

@@ -76,7 +76,10 @@ class Asked:
 
 @dataclass
 class Answer:
-    """An answer: its status, its times, and what its usage says. `gaps_s` lie between the events of a stream."""
+    """An answer: its status, its times, and what its usage says. `gaps_s` lie between the events of a stream.
+
+    A stream that ends with an error has the status 500: its client was told 200 before anybody could know.
+    """
 
     began: float
     status: int = 0
@@ -125,6 +128,9 @@ class Answer:
 
     def _event(self, part: bytes, now: float) -> None:
         if part.startswith(b"data: [DONE]"):
+            return
+        if part.startswith(b'data: {"error"'):
+            self.status = 500
             return
         if b'"usage": {' in part or b'"usage":{' in part:
             event = _json(part.removeprefix(b"data: ").split(b"\n\n")[0])

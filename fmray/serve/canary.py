@@ -54,6 +54,11 @@ class Observation:
     agreement: float | None = None
 
 
+def failed(status: int) -> bool:
+    """Whether an answer's status says that its version failed: 5xx, and 408 where it was not ready within the deadline."""
+    return status >= 500 or status == 408
+
+
 def takes_candidate(request_id: str, share: float) -> bool:
     """Whether a request is the candidate's: the same for the same id in every replica, and for about `share` of all ids."""
     digest = hashlib.blake2b(request_id.encode(), digest_size=8).digest()
@@ -74,7 +79,7 @@ def measure(observations: Sequence[Observation], *, champion: int, candidate: in
     """
     live = {n: [o for o in observations if o.version == n and o.agreement is None] for n in (champion, candidate)}
     agreed = [o.agreement for o in observations if o.agreement is not None]
-    well = {n: np.sort([o.latency_ms for o in found if o.status < 500]) for n, found in live.items()}
+    well = {n: np.sort([o.latency_ms for o in found if not failed(o.status)]) for n, found in live.items()}
     metrics = [_error_rate(live[candidate], live[champion])]
     for name, q in QUANTILES.items():
         metrics += _latency(name, q, well[candidate], well[champion])
@@ -99,12 +104,12 @@ def judge(config: CanaryConfig, metrics: Sequence[Metric], *, subject: str, dige
 def _error_rate(candidate: Sequence[Observation], champion: Sequence[Observation]) -> Metric:
     from scipy.stats import binomtest
 
-    failed, n = sum(o.status >= 500 for o in candidate), len(candidate)
-    interval = binomtest(failed, n).proportion_ci(method="wilson") if n else None
+    errors, n = sum(failed(o.status) for o in candidate), len(candidate)
+    interval = binomtest(errors, n).proportion_ci(method="wilson") if n else None
     return Metric(
-        name="canary/error_rate", value=failed / n if n else None, higher_is_better=False, n=n,
+        name="canary/error_rate", value=errors / n if n else None, higher_is_better=False, n=n,
         lower=float(interval.low) if interval else None, upper=float(interval.high) if interval else None,
-        control=sum(o.status >= 500 for o in champion) / len(champion) if champion else None,
+        control=sum(failed(o.status) for o in champion) / len(champion) if champion else None,
         note="" if n else "the candidate answered no request",
     )  # fmt: skip
 

@@ -2,16 +2,18 @@
 
 Plain urllib, so that asking needs no Ray. Every call here but `feedback` is idempotent (asking twice changes nothing on the
 server) and is asked again after a connection that failed, 429 and 5xx, with the pause that `Retry-After` names or one that
-doubles. A stream is asked again only as long as nothing of it came.
+doubles. A stream is asked again only as long as no piece of it came.
 """
 
+import contextlib
 import http.client
+import itertools
 import json
 import random
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from fmray.core.errors import RunError
@@ -49,18 +51,15 @@ class Client:
     def stream(self, model: str, prompt: str, **options: Any) -> Iterator[str]:
         """The pieces of a completion's text as they come. Raises RunError, also in the middle of a stream that breaks off."""
         body = {"model": model, "prompt": prompt, **options, "stream": True}
-        answer = self._asked("/v1/completions", body, lambda opened: opened, close=False)
-        with answer:
-            try:
-                for line in answer:
-                    event = line.decode().strip().removeprefix("data: ")
-                    if event == "[DONE]":
-                        return
-                    if event:
-                        yield _piece(json.loads(event), self.url)
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                raise RunError(f"broke off in the middle of a stream ({error})", where=self.url) from None
-        raise RunError("ended a stream without its end mark", where=self.url)
+        first, rest = self._asked("/v1/completions", body, self._begun, close=False)
+        with contextlib.closing(rest):
+            yield from first
+            yield from rest
+
+    def _begun(self, answer: Any) -> tuple[list[str], Generator[str, None, None]]:
+        """A stream's first piece and those to come: a fault before that piece is one of the question, which is asked again."""
+        pieces = _pieces(answer, self.url)
+        return list(itertools.islice(pieces, 1)), pieces
 
     def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON answer to a JSON body, asked until it comes.
@@ -95,7 +94,7 @@ class Client:
                 if close:
                     answer.close()
         except urllib.error.HTTPError as error:
-            what = f"answered {error.code}: {error.read().decode(errors='replace')[:300]}"
+            what = f"answered {error.code}: {_said(error)}"
             if error.code in RETRIED:
                 raise _Again(what, request.full_url, _seconds(error.headers.get("Retry-After"))) from None
             raise RunError(what, where=request.full_url) from None
@@ -120,7 +119,33 @@ def _seconds(retry_after: str | None) -> float:
     return min(60.0, float(retry_after)) if retry_after and retry_after.isdigit() else 0.0
 
 
+def _said(error: urllib.error.HTTPError) -> str:
+    """The beginning of an error's body; of one that breaks off, that it did."""
+    try:
+        return error.read().decode(errors="replace")[:300]
+    except (OSError, http.client.HTTPException) as broken:
+        return f"(its body broke off: {broken})"
+
+
+def _pieces(answer: Any, url: str) -> Generator[str, None, None]:
+    """The texts of a stream's events. Raises RunError, as `_Again` where the same question may find a better answer."""
+    with answer:
+        try:
+            for line in answer:
+                event = line.decode().strip().removeprefix("data: ")
+                if event == "[DONE]":
+                    return
+                if event:
+                    yield _piece(json.loads(event), url)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise _Again(f"broke off in the middle of a stream ({error})", url, 0.0) from None
+    raise _Again("ended a stream without its end mark", url, 0.0)
+
+
 def _piece(event: dict[str, Any], url: str) -> str:
     if "error" in event:
-        raise RunError(f"failed in the middle of a stream: {event['error'].get('message')}", where=url)
+        what = f"failed in the middle of a stream: {event['error'].get('message')}"
+        if event["error"].get("type") == "invalid_request_error":
+            raise RunError(what, where=url)
+        raise _Again(what, url, 0.0)
     return str(event["choices"][0]["text"]) if event.get("choices") else ""

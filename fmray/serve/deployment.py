@@ -20,6 +20,7 @@ class Autoscaling(Config):
     target_ongoing_requests: float = Field(8.0, gt=0, description="requests that each replica should be answering at once")
     upscale_delay_s: float = Field(10.0, ge=0)
     downscale_delay_s: float = Field(300.0, ge=0)
+    look_back_period_s: float = Field(30.0, gt=0, description="over which the requests are averaged")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Autoscaling":
@@ -41,7 +42,7 @@ class DeployConfig(Config):
     smoke_max_tokens: int = Field(16, ge=1, description="tokens of each measured completion")
     canary: CanaryConfig | None = Field(None, description="a new version takes a share of the traffic, and must show itself, before it is the champion")
     autoscaling: Autoscaling | None = runtime(None, description="in the place of a fixed num_replicas")
-    drain_s: float = runtime(30.0, ge=0, description="that a replica which is replaced may take to finish its answers")
+    drain_s: float | None = runtime(None, ge=0, description="that a replica which is replaced may take to finish its answers; None: deadline_s")
     log_prompts: bool = runtime(False, description="whether the request log holds the text of requests")
     host: str = runtime("127.0.0.1")
     port: int | None = runtime(None, ge=1, le=65535)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 HEALTH_TIMEOUT_S = 5.0
+# Beyond a request's deadline, which its replica keeps and tells of itself, where there is one.
+GRACE_S = 5.0
+RETRY_AFTER_S = 1
 ROUTES: Mapping[Head, str] = {
     "causal_lm": "/v1/completions",
     "sequence_classification": "/v1/classify",
@@ -78,7 +81,7 @@ class Face:
         if name not in self.models:
             raise RequestError(404, f"the model '{name}' does not exist here", param="model", code="model_not_found")
         spec, handle = self.models[name]
-        about = await ask(asyncio.wait_for(handle.describe.remote(), HEALTH_TIMEOUT_S))
+        about = await ask(handle.describe.remote(), HEALTH_TIMEOUT_S)
         return {"id": name, "object": "model", "created": self.started, "owned_by": "fmray", "head": spec.head, **about}
 
     def metadata(self) -> dict[str, Any]:
@@ -99,19 +102,19 @@ class Face:
     async def complete(self, body: messages.CompletionRequest) -> dict[str, Any]:
         """The body of a completion that is not streamed. Raises RequestError."""
         asked = body.generation()
-        found = await ask(self.handle(body.model, "causal_lm").complete.remote(asked))
+        found = await self.ask(self.handle(body.model, "causal_lm").complete.remote(asked))
         return messages.completion_body(body.model, found, asked.n, body.logprobs is not None)
 
     async def chat(self, body: chat_messages.ChatRequest) -> dict[str, Any]:
         """The body of a chat completion that is not streamed. Raises RequestError."""
-        found = await ask(self.handle(body.model, "causal_lm").complete.remote(body.generation()))
+        found = await self.ask(self.handle(body.model, "causal_lm").complete.remote(body.generation()))
         return chat_messages.chat_body(body.model, found, bool(body.logprobs))
 
     async def stream(self, body: messages.CompletionRequest | chat_messages.ChatRequest) -> AsyncIterator[str]:
         """The server-sent events of an answer. Raises RequestError before the first one; a later error is an event itself."""
         handle, asked = self.handle(body.model, "causal_lm"), body.generation()
         pieces: Any = handle.options(stream=True).stream.remote(asked)
-        n_prompt_tokens = await ask(anext(pieces))
+        n_prompt_tokens = await self.ask(pieces, anext(pieces))
         chunks = CompletionChunks(body) if isinstance(body, messages.CompletionRequest) else ChatChunks(body)
         return self._events(chunks, n_prompt_tokens, pieces, with_usage=body.wants_usage())
 
@@ -140,19 +143,33 @@ class Face:
 
     async def embed(self, body: task_messages.EmbeddingsRequest) -> dict[str, Any]:
         """The body of embeddings. Raises RequestError."""
-        found = await ask(self.handle(body.model, *EMBEDDING).embed.remote(body.asked()))
+        found = await self.ask(self.handle(body.model, *EMBEDDING).embed.remote(body.asked()))
         return task_messages.embeddings_body(body.model, found, body.encoding_format)
 
     async def answer(self, head: Head, name: str, asked: Sequence[Input]) -> Sequence[Any]:
         """What a model with a task's head says to each input. Raises RequestError."""
-        found: Sequence[Any] = await ask(self.handle(name, head).answer.remote(asked))
+        found: Sequence[Any] = await self.ask(self.handle(name, head).answer.remote(asked))
         return found
 
+    async def ask(self, call: Any, answer: Any = None) -> Any:
+        """A replica's answer within the deadline of a request, also while there is no replica that could keep it. Raises RequestError."""
+        return await ask(call, self.protection.deadline_s + GRACE_S, answer)
 
-async def ask(answer: Any) -> Any:
-    """A replica's answer, with its RequestError raised and every fault on the way made a 503."""
+
+async def ask(call: Any, wait_s: float, answer: Any = None) -> Any:
+    """A replica's answer, with its RequestError raised and every fault on the way made a 503.
+
+    Args:
+        call: what a handle's `remote` gives; it is cancelled when nothing came of it within `wait_s`.
+        answer: what is awaited of it; None: itself.
+    """
     try:
-        value = await answer
+        async with asyncio.timeout(wait_s):
+            value = await (call if answer is None else answer)
+    except TimeoutError:
+        call.cancel()
+        said = f"no replica of the model answered within {wait_s:g} s"
+        raise RequestError(503, said, code="replica_unavailable", retry_after_s=RETRY_AFTER_S) from None
     except Exception as error:
         raise as_request_error(error) from error
     if isinstance(value, RequestError):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fmray.serve.engine import RequestError
+from fmray.serve.messages import Utf8
 from fmray.serve.request_log import append
 from fmray.serve.schema import ERRORS
 
@@ -30,7 +31,7 @@ class FeedbackRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, protected_namespaces=(), extra="allow")
 
-    model: str
+    model: Utf8
     verdict: Literal["accepted", "corrected"]
     input: str = Field(max_length=MAX_CHARS, description="the prompt, or the text that was classified")
     output: str = Field(max_length=MAX_CHARS, description="the completion, or the label")

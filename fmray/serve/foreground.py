@@ -25,6 +25,8 @@ from fmray.serve.rollout import resume, storage_of
 from fmray.serve.specs import specs_of
 
 APP = "fmray-serve"
+# What Ctrl-C leaves to answers under way: nobody waits for all of a long deadline.
+DRAIN_S = 30.0
 WATCH_S = 2.0
 
 
@@ -72,7 +74,7 @@ def serve_foreground(
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     keys = _text(api_keys)
-    config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port, api_keys=keys, open_to_all=open_to_all)
+    config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port, api_keys=keys, open_to_all=open_to_all, drain_s=DRAIN_S)
     protection = ready(config)
     specs, canaries = planned(targets, decision=decision, waiver=Waiver.of(waive, by))
     operation = Operation(canaries, feedback=_text(feedback), request_log=_text(request_log), log_prompts=log_prompts)

@@ -33,6 +33,8 @@ def add_playground(api: "FastAPI") -> None:
     """Adds the page at `/`. It holds no secret: where the interface asks for a key, the page asks its reader for one."""
     from fastapi.responses import HTMLResponse
 
+    # Without a slash too: below a route of its own, that is the URL which an application is told by.
+    @api.get("", include_in_schema=False)
     @api.get("/", include_in_schema=False)
     async def playground() -> "Response":
         text, headers = page()

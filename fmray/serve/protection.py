@@ -36,11 +36,12 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class Protection:
-    """What the HTTP face is to refuse. No keys: everyone may ask."""
+    """What the HTTP face is to refuse, and how long it waits for an answer. No keys: everyone may ask."""
 
     keys: tuple[ApiKey, ...] = ()
     requests_per_min: int | None = None
     max_body_bytes: int = 2_000_000
+    deadline_s: float = 300.0
 
 
 def sha256_of(key: str) -> str:
@@ -69,7 +70,7 @@ def protect(config: DeployConfig, own_key: str | None = None) -> Protection:
     require_keys(config.host, keys, config)
     if keys and own_key is not None:
         keys = (*keys, ApiKey(OWN, sha256_of(own_key)))
-    return Protection(keys, config.requests_per_min, int(config.max_body_mb * 1e6))
+    return Protection(keys, config.requests_per_min, int(config.max_body_mb * 1e6), config.deadline_s)
 
 
 def require_keys(host: str, keys: tuple[ApiKey, ...], config: DeployConfig) -> None:

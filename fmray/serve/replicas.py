@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,12 @@ class _Room:
             yield
         finally:
             self.taken -= n
+
+
+def _failed(error: Exception) -> RequestError:
+    """What a client is told of a fault of the engine, which is logged with its traceback."""
+    logging.getLogger("ray.serve").error("the engine failed", exc_info=error)
+    return RequestError(500, f"the engine failed ({type(error).__name__})")
 
 
 def _too_late(deadline_s: float) -> RequestError:
@@ -193,7 +200,7 @@ class GenerationReplica:
         except* RequestError as errors:
             queue.put_nowait(_first(errors))
         except* Exception as errors:
-            queue.put_nowait(RequestError(500, f"the engine failed ({type(_first(errors)).__name__})"))
+            queue.put_nowait(_failed(_first(errors)))
 
     async def _feed(self, index: int, row: list[int], sampling: Sampling, queue: "asyncio.Queue[Told | RequestError]", *, stream: bool) -> None:
         if sampling.max_tokens == 0:
@@ -228,6 +235,16 @@ def _joined(pieces: list[Piece], n_prompt_tokens: int) -> Completion:
     return Completion(text, n_prompt_tokens, last.n_tokens, last.finish_reason, logprobs)
 
 
+def answered(engine: TaskEngine, asked: Sequence[Input]) -> list[Answer | RequestError]:
+    """An engine's answers to a batch. An input that it fails on has a RequestError (500) in its place, and costs nobody else's answer."""
+    try:
+        return engine.answer(asked)
+    except Exception as error:
+        if len(asked) == 1:
+            return [_failed(error)]
+    return [answer for one in asked for answer in answered(engine, [one])]
+
+
 class TaskReplica:
     """Answers whole inputs (classify, tag, fill, answer, summarize, embed), in batches of those that wait at the same moment."""
 
@@ -241,7 +258,7 @@ class TaskReplica:
 
         async def answer(asked: list[Input]) -> list[Answer | RequestError]:
             # In a thread, so that health checks are answered during a long batch.
-            return await asyncio.to_thread(self._engine.answer, asked)
+            return await asyncio.to_thread(answered, self._engine, asked)
 
         self._answer = serve.batch(max_batch_size=TASK_BATCH, batch_wait_timeout_s=TASK_WAIT_S)(answer)
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from fmray.serve.asked import Answer, Asked, Message, Receive, Scope, read
-from fmray.serve.canary import Observation
+from fmray.serve.canary import Observation, failed
 from fmray.serve.judge import Canary
 from fmray.serve.meters import Meters
 from fmray.serve.operation import Operation, Route, Router
@@ -51,15 +51,20 @@ class Traffic:
         counted = label
         self._count(counted, 1)
         try:
-            answer = await self._attempt(asked, route, send, answer)
+            await self._attempt(asked, route, send, answer)
             if answer.withheld and route.fallback is not None:
                 self._tell(asked, route, answer)
                 self._measure(label, asked, answer)
                 route = dataclasses.replace(route.fallback, canary=None)
                 label = route.served
-                answer = await self._attempt(asked, route, send, Answer(began))
+                answer = Answer(began)
+                await self._attempt(asked, route, send, answer)
         except asyncio.CancelledError:
             answer.status = answer.status if answer.ended else CLIENT_LEFT
+            raise
+        except Exception:
+            answer.status = 500
+            self._tell(asked, route, answer)
             raise
         finally:
             answer.ended = time.perf_counter()
@@ -68,15 +73,15 @@ class Traffic:
         self._tell(asked, route, answer)
         self._shadow(asked, route, answer)
 
-    async def _attempt(self, asked: Asked, route: Route, send: Send, answer: Answer) -> Answer:
-        """Asks the version of a route. A failure of one that has a fallback is kept from the client as long as nothing was sent."""
+    async def _attempt(self, asked: Asked, route: Route, send: Send, answer: Answer) -> None:
+        """Asks the version of a route, and notes its answer. A failure of one that has a fallback is kept from the client as long as nothing was sent."""
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answer.status = message["status"]
                 answer.withheld = answer.status >= 500 and route.fallback is not None
                 names = [] if asked.named else [(b"x-request-id", asked.request_id.encode())]
-                names += [(b"x-fmray-model", urllib.parse.quote(route.served).encode())] if asked.model else []
+                names += [(b"x-fmray-model", urllib.parse.quote(route.served, errors="replace").encode())] if asked.model else []
                 message = {**message, "headers": [*message.get("headers", ()), *names]}
             else:
                 answer.take(message)
@@ -92,7 +97,6 @@ class Traffic:
             answer.status, answer.withheld = 500, route.fallback is not None
             if not answer.withheld:
                 raise
-        return answer
 
     def _count(self, label: str, change: int) -> None:
         self._in_flight[label] = self._in_flight.get(label, 0) + change
@@ -113,7 +117,7 @@ class Traffic:
 
     def _tell(self, asked: Asked, route: Route, answer: Answer) -> None:
         # What a client did wrong, or that the server was full, says nothing about a version.
-        if route.canary is not None and route.version is not None and (answer.status < 400 or answer.status >= 500):
+        if route.canary is not None and route.version is not None and (answer.status < 400 or failed(answer.status)):
             self._observe(route.canary.name, [Observation(asked.request_id, route.version, answer.status, round(1e3 * answer.seconds, 3))])
 
     def _shadow(self, asked: Asked, route: Route, answer: Answer) -> None:

@@ -37,11 +37,12 @@ def save_head(folder: Path, name: str) -> Any:
             eos_token_id=3, decoder_start_token_id=2, forced_eos_token_id=None,
         )  # fmt: skip
     else:
-        config = transformers.BertConfig(
+        kind = transformers.RobertaConfig if name.startswith("Roberta") else transformers.BertConfig
+        config = kind(
             vocab_size=size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
             max_position_embeddings=48, initializer_range=0.6, pad_token_id=0,
         )  # fmt: skip
-        if name == "BertForTokenClassification":
+        if name.endswith("ForTokenClassification"):
             config.id2label = dict(enumerate(TAGS))
             config.label2id = {tag: i for i, tag in enumerate(TAGS)}
     model = getattr(transformers, name)(config).eval()

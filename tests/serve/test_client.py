@@ -88,16 +88,29 @@ def test_feedback_is_never_stored_twice(server: Any) -> None:
     assert len(asked) == 1
 
 
+def failed(kind: str) -> bytes:
+    return b"data: " + json.dumps({"error": {"message": "lost", "type": kind}}).encode() + b"\n\n"
+
+
 def test_a_stream_is_asked_again_only_before_its_first_piece(server: Any) -> None:
-    client, asked = server([(503, {}, b"{}"), (200, {}, EVENTS + DONE)])
+    broken = (200, {"Content-Length": "100"}, b"")
+    client, asked = server([(503, {}, b"{}"), (200, {}, failed("server_error")), broken, (200, {}, EVENTS + DONE)])
     assert list(client.stream("m", "p")) == ["a", "b"]
-    assert (len(asked), asked[0]["stream"]) == (2, True)
+    assert (len(asked), asked[0]["stream"], client.retried) == (4, True, 3)
     client, asked = server([(200, {}, EVENTS)])
     pieces = client.stream("m", "p")
     assert [next(pieces), next(pieces)] == ["a", "b"]
     with pytest.raises(RunError, match="without its end mark"):
         next(pieces)
     assert len(asked) == 1
-    client, _ = server([(200, {}, b'data: {"error": {"message": "lost"}}\n\n')])
-    with pytest.raises(RunError, match="failed in the middle of a stream: lost"):
-        list(client.stream("m", "p"))
+    for answer in (EVENTS + failed("server_error"), failed("invalid_request_error")):
+        client, asked = server([(200, {}, answer)])
+        with pytest.raises(RunError, match="failed in the middle of a stream: lost"):
+            list(client.stream("m", "p"))
+        assert len(asked) == 1
+
+
+def test_an_error_whose_body_breaks_off_is_an_answer_like_any_other(server: Any) -> None:
+    client, asked = server([(503, {"Content-Length": "100"}, b"{"), (200, {}, b'{"choices": [1]}')])
+    assert client.complete("m", "p") == {"choices": [1]}
+    assert len(asked) == 2

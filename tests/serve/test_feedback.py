@@ -9,25 +9,30 @@ import httpx
 import pytest
 
 from fmray.data.sources.jsonl import Jsonl
+from fmray.data.text import normalise
 from fmray.serve.asked import MAX_READ
-from fmray.serve.canary import CanaryConfig, Observation
+from fmray.serve.canary import CanaryConfig, Observation, measure
+from fmray.serve.engine import RequestError
 from fmray.serve.face import add_error_bodies
 from fmray.serve.feedback import add_feedback
 from fmray.serve.judge import Canary
 from fmray.serve.operation import Operation
 from fmray.serve.playground import add_playground, page
+from fmray.serve.streams import DONE, event
 from fmray.serve.traffic import Traffic
+from tests.data.corpora import documents, prepare, topics
 
 ACCEPTED = {"model": "lm", "verdict": "accepted", "input": "The quick", "output": " brown fox"}
 CORRECTED = {"model": "lm", "verdict": "corrected", "kind": "label", "input": "open the file", "output": "json", "correction": "os"}
 
 
-def application(operation: Operation, seen: list[Observation], *, broken: str = "") -> Any:
-    """Routes that answer with the model they were asked for, with the layer around them; the model `broken` answers 503."""
+def application(operation: Operation, seen: list[Observation], *, broken: str = "", status: int = 503, lost: str = "") -> Any:
+    """Routes that answer with the model they were asked for, with the layer around them; the model `broken` answers `status`, and
+    streams of the model `lost` end with an error."""
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse, StreamingResponse
 
-    api = FastAPI()
+    api = FastAPI(redirect_slashes=False)
     add_error_bodies(api)
     add_feedback(api, operation.feedback, ("lm", "lm@2"))
     add_playground(api)
@@ -35,9 +40,10 @@ def application(operation: Operation, seen: list[Observation], *, broken: str = 
     @api.post("/v1/completions", response_model=None)
     async def completions(body: dict[str, Any]) -> Any:
         if body["model"] == broken:
-            return JSONResponse({"error": {}}, 503)
+            return JSONResponse({"error": {}}, status)
         if body.get("stream"):
-            return StreamingResponse(iter(['data: {"choices": [1]}\n\n', 'data: {"choices": [1]}\n\n', "data: [DONE]\n\n"]), media_type="text/event-stream")
+            last = event(RequestError(503, "its replica is gone").body()) if body["model"] == lost else DONE
+            return StreamingResponse(iter([event({"choices": [1]}), event({"choices": [1]}), last]), media_type="text/event-stream")
         return {"model": body["model"], "choices": [{"text": body["prompt"]}], "usage": {"prompt_tokens": 3, "completion_tokens": 5}}
 
     routes = [str(getattr(route, "path", "")) for route in api.routes]
@@ -75,6 +81,16 @@ def test_a_corpus_reads_what_people_accepted_and_corrected(tmp_path: Path) -> No
     assert (corrected["text"], corrected["label"], corrected["output"]) == ("open the file", "os", "json")
 
 
+def test_prepare_makes_a_dataset_of_what_people_accepted(tmp_path: Path, ray_session: None) -> None:
+    texts = topics()[:200]
+    file = tmp_path / "feedback" / "served.jsonl"
+    halves = [(text[: len(text) // 2], text[len(text) // 2 :]) for text in texts]
+    asked = [("/v1/feedback", {**ACCEPTED, "input": left, "output": right}, {}) for left, right in halves]
+    assert {answer.status_code for answer in ask(application(Operation(feedback=str(file)), []), *asked)} == {201}
+    made = prepare(tmp_path / "runs", {"type": "jsonl", "path": str(file)}, validation_fraction=0.2)
+    assert {*documents(made, "train"), *documents(made, "validation")} == {normalise(text) for text in texts}
+
+
 @pytest.mark.parametrize(
     ("change", "status", "param"),
     [
@@ -86,6 +102,7 @@ def test_a_corpus_reads_what_people_accepted_and_corrected(tmp_path: Path) -> No
         ({"input": "x" * 200_001}, 400, "input"),
         ({"kind": "label", "output": " "}, 400, "output"),
         ({"input": "\ud800"}, 400, "input"),
+        ({"model": "\ud800"}, 400, "model"),
     ],
 )
 def test_feedback_that_says_nothing_is_refused(tmp_path: Path, change: dict[str, Any], status: int, param: str) -> None:
@@ -145,6 +162,20 @@ def test_a_failing_candidate_costs_no_client_an_answer(tmp_path: Path) -> None:
     assert {o.agreement for o in seen if o.agreement is not None} == {0.0}
 
 
+@pytest.mark.parametrize("fault", [{"lost": "lm@2"}, {"broken": "lm@2", "status": 408}])
+def test_streams_that_break_off_and_deadlines_that_pass_count_against_a_candidate(tmp_path: Path, fault: dict[str, Any]) -> None:
+    seen: list[Observation] = []
+    log = tmp_path / "log.jsonl"
+    app = application(under_canary(tmp_path, request_log=str(log)), seen, **fault)
+    ask(app, *[("/v1/completions", {"model": "lm", "prompt": "p", "stream": True}, {}) for _ in range(30)])
+    wrong = fault.get("status", 500)
+    live = [o for o in seen if o.agreement is None]
+    assert {(o.version, o.status) for o in live} == {(1, 200), (2, wrong)}
+    assert {(line["model"], line["status"]) for line in map(json.loads, log.read_text().splitlines())} == {("lm", 200), ("lm@2", wrong)}
+    [rate] = [m for m in measure(live, champion=1, candidate=2) if m.name == "canary/error_rate"]
+    assert (rate.value, rate.control) == (1.0, 0.0)
+
+
 def test_the_traffic_follows_the_registry(tmp_path: Path) -> None:
     operation = under_canary(tmp_path)
     app = application(operation, [])
@@ -160,12 +191,12 @@ def test_a_body_too_long_to_read_passes_by_whole() -> None:
     assert len(answer.json()["choices"][0]["text"]) == MAX_READ + 10
 
 
-@pytest.mark.parametrize("prefix", ["", "/play"])
-def test_the_playground_is_at_the_root_of_the_application(prefix: str) -> None:
+@pytest.mark.parametrize(("prefix", "path"), [("", "/"), ("/play", "/play"), ("/play", "/play/")])
+def test_the_playground_is_at_the_root_of_the_application(prefix: str, path: str) -> None:
     async def visit() -> httpx.Response:
         transport = httpx.ASGITransport(app=application(Operation(), []), root_path=prefix)
-        async with httpx.AsyncClient(transport=transport, base_url="http://x", follow_redirects=True) as client:
-            return await client.get(prefix or "/")
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get(path)
 
     answer = asyncio.run(visit())
     assert (answer.status_code, answer.text, answer.headers["content-security-policy"]) == (200, page()[0], page()[1]["Content-Security-Policy"])

@@ -224,6 +224,7 @@ CHAT = '{"model": "chatty", "messages": [{"role": "user", "content": "x"}]'
         ("chat/completions", f'{CHAT}, "n": 17}}'.encode(), 400, "n"),
         ("chat/completions", f'{CHAT}, "max_tokens": 4, "hello": {{"a": [1]}}}}'.encode(), 200, None),
         ("completions", b'{"model": "chatty", "prompt": "\\ud800"}', 400, "prompt"),
+        ("completions", b'{"model": "\\ud800", "prompt": "x"}', 400, "model"),
         ("completions", b'{"model": "chatty", "prompt": "' + b"long " * 5000 + b'"}', 400, "prompt"),
         ("completions", b'{"model": "chatty", "prompt": "x", "max_tokens": 100000000}', 400, "prompt"),
         ("completions", b'{"model": "chatty", "prompt": "x", "stop": ["a", 1]}', 400, "stop"),

@@ -1,7 +1,9 @@
-"""A running application through its canaries, on a real Ray Serve: one promoted, one rolled back, and the figures that Ray exports of them."""
+"""A running application through its changes, on a real Ray Serve: canaries promoted and rolled back, an upgrade under load, a killed replica."""
 
 import json
+import os
 import shutil
+import signal
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,10 +23,12 @@ from fmray.serve.deployment import Deployment
 from fmray.serve.foreground import planned
 from fmray.serve.registry import REGISTRY, Registry
 from tests.serve.conftest import make_checkpoint, make_decision, save_record
+from tests.serve.load import Load, ready, replicas
 
 pytestmark = pytest.mark.slow
 
 QUICK = {"num_cpus": 0.1, "smoke_requests": 2, "smoke_max_tokens": 4, "drain_s": 5.0}
+ROLLING = {"app": "roll", "route": "/roll", "num_replicas": 2}
 CANARY = {"share": 0.5, "shadow": 6, "min_requests": 25, "rules": ["upper(canary/error_rate) <= 0.2", "lower(canary/agreement) >= 0.5"]}
 
 
@@ -44,7 +48,8 @@ def deploy(storage: Path, folder: Path, name: str, **config: Any) -> Artifact[De
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, serve_port: int) -> Iterator[Path]:
     yield tmp_path_factory.mktemp("operation")
-    application.take_down("canary")
+    for app in ("canary", "roll"):
+        application.take_down(app)
 
 
 def same_answers(root: Path) -> Path:
@@ -131,3 +136,48 @@ def test_ray_exports_the_figures_by_model(root: Path) -> None:
             return
         assert time.monotonic() < deadline, missing
         time.sleep(1.0)
+
+
+def score(client: Client) -> float:
+    return float(client.classify("tuned", "Return the value")["data"][0]["scores"]["os"])
+
+
+@pytest.fixture(scope="module")
+def rolling(root: Path) -> str:
+    """The URL of a classifier on two replicas."""
+    first = deploy(root / "rolling", gated(root / "r1", "tuned", "sequence_classification", 1), "tuned", **ROLLING)
+    assert first.payload.url is not None
+    return first.payload.url
+
+
+def test_an_upgrade_under_load_fails_no_request(root: Path, rolling: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients that ask once, and never see more than a longer wait."""
+    gated(root / "r2", "tuned", "sequence_classification", 5)
+    with Load(rolling, score, clients=3, attempts=1) as load_:
+        load_.wait(lambda: len(load_.answers) >= 200, 60)
+        before = load_.answers[0]
+        began, seen = time.monotonic(), len(load_.answers)
+        deploy(root / "rolling", root / "r2", "tuned", **ROLLING)
+        took_s, during = time.monotonic() - began, len(load_.answers) - seen
+        load_.wait(lambda: len(load_.answers) >= max(1000, seen + during + 200), 90)
+    assert load_.failures == []
+    assert len(load_.answers) >= 1000
+    assert during > 50
+    new = [answer != pytest.approx(before, abs=1e-6) for answer in load_.answers]
+    assert all(new[-100:])
+    with capsys.disabled():
+        print(f"\nupgrade: {len(new)} requests, 0 failed; {during} in its {took_s:.1f} s; slowest {load_.slowest_s:.2f} s; first new answer after {new.index(True)}")
+
+
+def test_a_killed_replica_loses_no_request_of_fmrays_own_client(rolling: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Load(rolling, score, clients=3) as load_:
+        load_.wait(lambda: len(load_.answers) >= 100 and ready("roll", "tuned") == 2, 60)
+        killed = min(replicas("roll", "tuned"))
+        os.kill(killed, signal.SIGKILL)
+        began = time.monotonic()
+        load_.wait(lambda: len(replicas("roll", "tuned") - {killed}) >= 2 and ready("roll", "tuned") == 2, 90)
+        took_s, seen = time.monotonic() - began, len(load_.answers)
+        load_.wait(lambda: len(load_.answers) >= seen + 100, 60)
+    assert load_.failures == []
+    with capsys.disabled():
+        print(f"\nkill -9: {len(load_.answers)} requests, 0 lost, {load_.retried} asked again; two replicas after {took_s:.1f} s; slowest {load_.slowest_s:.2f} s")

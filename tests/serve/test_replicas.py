@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from fmray.serve.deployment import DeployConfig
-from fmray.serve.engine import Chat, Completion, Embeddable, Generation, RequestError, Sampling
-from fmray.serve.replicas import GenerationReplica
+from fmray.serve.engine import Chat, Completion, Embeddable, Generation, RequestError, Sampling, Text
+from fmray.serve.engines.classification import Classification
+from fmray.serve.replicas import GenerationReplica, answered
 
 LONG = Generation(("Return",), Sampling(max_tokens=80, temperature=0))
 
@@ -39,6 +40,14 @@ async def idle(replica: Any) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it goes on")
+
+
+def test_an_input_that_the_engine_fails_on_costs_its_neighbours_nothing(experiment: Path) -> None:
+    engine = Classification(experiment / "tuned", device="cpu", threads=1)
+    wrong: Any = Text(5)  # type: ignore[arg-type]  # no text: what no schema lets pass stands for what nobody thought of
+    first, failed, last = answered(engine, [Text("Return the value"), wrong, Text("x")])
+    assert (refusal(failed).status, refusal(failed).message) == (500, "the engine failed (ValueError)")
+    assert [first, last] == [*engine.answer([Text("Return the value")]), *engine.answer([Text("x")])]
 
 
 def test_the_deadline_ends_the_work(replica: Callable[..., GenerationReplica]) -> None:

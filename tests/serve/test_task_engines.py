@@ -23,6 +23,7 @@ from fmray.serve.engine import (
     Text,
 )
 from fmray.serve.engines.answering import Answering
+from fmray.serve.engines.classification import Classification
 from fmray.serve.engines.embedding import Embedder
 from fmray.serve.engines.filling import Filling
 from fmray.serve.engines.summarizing import Summarizing
@@ -129,6 +130,26 @@ def test_vectors_of_an_encoder_depend_on_nothing_else_in_the_batch(tmp_path: Pat
     assert too_long(long)
     assert isinstance(cut, Embedding)
     assert (cut.truncated, cut.n_tokens) == (True, 48)
+
+
+@pytest.mark.parametrize(
+    ("engine", "architecture", "asked"),
+    [
+        (Classification, "RobertaForSequenceClassification", Text(LONG, truncate=True)),
+        (Tagging, "RobertaForTokenClassification", Text(LONG, truncate=True)),
+        (Answering, "RobertaForQuestionAnswering", Question("the fox", LONG)),
+        (Filling, "RobertaForMaskedLM", Masked("fox " * 44 + "[MASK]", 1)),
+        (Embedder, "RobertaModel", Embeddable(LONG, truncate=True)),
+    ],
+)
+def test_positions_that_begin_behind_the_padding_are_not_taken_for_room(tmp_path: Path, engine: Any, architecture: str, asked: Any) -> None:
+    """RoBERTa's first positions belong to its padding token: a text of as many tokens as it has positions has no place for its last."""
+    save_head(tmp_path, architecture)
+    made = engine(tmp_path, device="cpu", threads=1)
+    [answer] = made.answer([asked])
+    assert made.max_model_len == 47
+    assert not isinstance(answer, RequestError)
+    assert answer.n_tokens >= 47
 
 
 def test_what_an_engine_cannot_open_is_one_clear_line(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", mask_token="<mask>")
 
 
-def config(kind: str) -> Any:
+def config(kind: str, positions: int = POSITIONS) -> Any:
     """The config of a small model: llama, gpt2, mistral (which sees only the last eight tokens), gpt_neo (half of which sees the last 48) or bert."""
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    llama = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": POSITIONS}
+    llama = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": positions}
     size = len(tokenizer())
     if kind == "llama":
         return transformers.LlamaConfig(vocab_size=size, **llama, **ids)
@@ -36,18 +36,18 @@ def config(kind: str) -> Any:
         return transformers.MistralConfig(vocab_size=size, sliding_window=8, **llama, **ids)
     if kind == "gpt_neo":
         return transformers.GPTNeoConfig(
-            vocab_size=size, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=48, max_position_embeddings=POSITIONS, **ids
+            vocab_size=size, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=48, max_position_embeddings=positions, **ids
         )
     if kind == "gpt2":
-        return transformers.GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS, **ids)
-    return transformers.BertConfig(vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=POSITIONS, **ids)
+        return transformers.GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=positions, **ids)
+    return transformers.BertConfig(vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=positions, **ids)
 
 
-def save(folder: Path, kind: str, seed: int = 0) -> Path:
+def save(folder: Path, kind: str, seed: int = 0, positions: int = POSITIONS) -> Path:
     """A random model with the tokenizer, its weights large enough that answers differ well."""
     torch.manual_seed(seed)
     auto = transformers.AutoModelForMaskedLM if kind == "bert" else transformers.AutoModelForCausalLM
-    model = auto.from_config(config(kind))
+    model = auto.from_config(config(kind, positions))
     with torch.no_grad():
         for weights in model.parameters():
             if weights.dim() > 1:
