@@ -48,6 +48,7 @@ def trainable(config: SearchConfig, start: Path, data: Path, folder: Path) -> Ca
         from ray import tune
 
         own = folder / tune.get_context().get_trial_id()
+        own.mkdir(parents=True, exist_ok=True)
         epochs, clock = Epochs(own / EPOCHS), time.monotonic()
 
         def on_epoch(tuned: Tuned) -> bool:

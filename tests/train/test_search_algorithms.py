@@ -1,10 +1,12 @@
 """Grid search, a warm start, populations and budgets: what is refused when the file is read, and small searches that run."""
 
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ray import cloudpickle
 
@@ -14,10 +16,11 @@ from fmray.core.errors import ConfigError
 from fmray.core.report import Decision
 from fmray.model.checkpoint import Checkpoint, Trial
 from fmray.train.algorithms import Wanted
+from fmray.train.algorithms.bohb import Bohb
 from fmray.train.algorithms.optuna import Optuna, earlier
 from fmray.train.search_config import SearchConfig
 from fmray.train.search_importance import importances
-from fmray.train.search_trial import exhausted, go_to, stopper, wall_s
+from fmray.train.search_trial import exhausted, go_to, plain, stopper, wall_s
 from fmray.train.space.choice import Choice
 from fmray.train.space.integer import Integer
 from fmray.train.space.loguniform import LogUniform
@@ -131,6 +134,26 @@ def test_a_warm_start_takes_what_lies_in_the_space_and_refuses_the_rest(tmp_path
         Optuna(warm_start=search(trial(2e-5))).ready(Wanted(space, "macro_f1", "score", 0, 1))
     with pytest.raises(ConfigError, match=r"holds no readable record\.json"):
         earlier(str(tmp_path / "nowhere"), space, "macro_f1")
+
+
+def test_bohb_draws_by_its_model_once_it_has_learnt(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("hpbandster", reason="bohb needs the extra of that name")
+    from ray import tune
+
+    space = {"optim.lr": LogUniform(low=1e-4, high=1e-2), "epochs": Integer(low=1, high=4), "method": Choice(values=("full", "frozen"))}
+    algorithm = Bohb()
+    searcher = algorithm.build(tune, Wanted(space, "macro_f1", "score", 0, 2))
+    assert searcher.set_search_properties(None, None, algorithm.domains(tune, space))
+    np.random.seed(0)
+    scores = []
+    for number in range(60):
+        values = plain(searcher.suggest(str(number)))
+        assert all(space[name].nearest(value) == value for name, value in values.items()), values
+        scores.append(-abs(math.log10(values["optim.lr"]) + 3.7))
+        searcher.on_trial_result(str(number), {"score": scores[-1], "hyperband_info": {"budget": 1}})
+        searcher.on_trial_complete(str(number))
+    assert sum(scores[-30:]) / 30 > sum(scores[:10]) / 10 + 0.2, "later draws lie nearer to the best"
+    assert not caplog.records, "a model that cannot draw falls back to chance, and says so in a warning"
 
 
 def test_importance_tells_what_the_score_depends_on() -> None:

@@ -11,7 +11,7 @@ from fmray.train.space import Distribution
 
 
 class Grid(Algorithm):
-    """Tries every combination once, the last field of the space changing slowest. Every field is a choice or whole numbers, and `num_trials` their product."""
+    """Tries every combination once. Every field is a choice or whole numbers, and `num_trials` their product."""
 
     type: Literal["grid"] = "grid"
 
