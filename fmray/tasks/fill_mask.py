@@ -16,7 +16,7 @@ from fmray.data.text import normalise
 from fmray.model.checkpoint import Head
 from fmray.tasks import Predictions, Split, TaskData, Weights
 from fmray.tasks.classifier import Classifier, Outputs, Rows, model_inputs
-from fmray.tasks.generative import IGNORED, told_loss
+from fmray.tasks.generative import IGNORED, rows_at_once, told_loss
 from fmray.tasks.question_answering import CJK
 from fmray.tasks.sourced import Example, Unlabelled
 
@@ -123,7 +123,7 @@ class FillMask(Unlabelled):
                 said.update({word: [opened.tokenizer.decode(ids).strip(), worst] for word, (ids, worst) in said.items()})
             return [found]
 
-        return opened.each(rows, batch_size, compute, fill=0)
+        return opened.each(rows, min(batch_size, rows_at_once(opened, rows["input_ids_BT"].shape[1])), compute, fill=0)
 
     def predict(self, outputs: Outputs, rows: Rows, split: Split) -> Predictions:
         """For each hidden word the likeliest one and the rank of the right one, 0 for a word that was not told."""

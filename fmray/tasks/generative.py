@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = -100
+LOGITS = 2**26
+"""So many are held at once while texts are scored: 256 MiB of them in float32."""
 
 
 class Generative(Unlabelled):
@@ -73,12 +75,20 @@ class Generative(Unlabelled):
         def compute(batch: "Mapping[str, Tensor]") -> list[Any]:
             written = decoded(opened, generate(opened, batch, self.max_new_tokens, self.num_beams))
             labels = labels_of(batch)
-            chosen = labels != IGNORED
-            losses = torch.zeros(labels.shape, device=labels.device)
-            losses[chosen] = told_loss(self.forward(opened.model, batch, opened.model.config)[0], labels)
-            return [written, losses.sum(dim=1), chosen.sum(dim=1)]
+            n = rows_at_once(opened, labels.shape[1])
+            losses = [self._nats(opened, {name: column[start : start + n] for name, column in batch.items()}) for start in range(0, len(labels), n)]
+            return [written, torch.cat(losses), (labels != IGNORED).sum(dim=1)]
 
         return opened.each(rows, batch_size, compute, fill=0)
+
+    def _nats(self, opened: Classifier, batch: "Mapping[str, Tensor]") -> "Tensor":
+        """The summed loss of each row."""
+        import torch
+
+        labels = labels_of(batch)
+        losses = torch.zeros(labels.shape, device=labels.device)
+        losses[labels != IGNORED] = told_loss(self.forward(opened.model, batch, opened.model.config)[0], labels)
+        return losses.sum(dim=1)
 
     def predict(self, outputs: Outputs, rows: Rows, split: Split) -> Predictions:
         """The texts that were written."""
@@ -103,6 +113,11 @@ class Generative(Unlabelled):
 def labels_of(batch: Mapping[str, Any]) -> Any:
     """The tokens to be told: of a decoder where they are predicted, of an encoder-decoder along its target."""
     return batch["labels_BT"] if "labels_BT" in batch else batch["labels_BU"]
+
+
+def rows_at_once(opened: Classifier, width: int) -> int:
+    """How many rows of so many positions have no more than `LOGITS` logits."""
+    return max(1, LOGITS // (width * int(opened.model.config.get_text_config().vocab_size)))
 
 
 def told_loss(logits_BTV: "Tensor", labels_BT: "Tensor") -> "Tensor":

@@ -192,7 +192,7 @@ def export(
         labels=data.labels,
         trials=tuple(trials),
         figures={
-            f"validation/{config.metric}": max(chosen.history),
+            f"validation/{config.metric}": chosen.history[-1],
             "train_examples": float(n_train),
             "validation_examples": float(len(data.splits["validation"])),
             "test_examples": float(len(data.splits["test"])),

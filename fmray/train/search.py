@@ -1,4 +1,4 @@
-"""The stage search: Ray Tune over the fine-tuning of one classifier. The only file that imports `ray.tune`."""
+"""The stage search: Ray Tune over the fine-tuning of one model."""
 
 import contextlib
 import json
@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fmray.cluster import connect, require
 from fmray.core.artifact import Artifact, write_json
-from fmray.core.config import Config
+from fmray.core.config import Config, dump
 from fmray.core.errors import FmrayError, RunError
 from fmray.core.report import Decision
 from fmray.core.stage import Out, stage
 from fmray.model.checkpoint import Checkpoint, Trial, read_hf_config
-from fmray.tasks import TaskData
+from fmray.train.algorithms import Wanted
 from fmray.train.finetune import TASK_SUMMARY, WORK, Spent, export, run_tuning
 from fmray.train.finetune import plan as plan_tuning
 from fmray.train.search_config import SearchConfig
-from fmray.train.tuning import MODEL, Epochs, Progress, Tuned, read_progress, tune_classifier
+from fmray.train.search_importance import importances
+from fmray.train.search_trial import EPOCHS, SCORE, TUNE, Trained, exhausted, stopper, trainable, trained_s, wall_s
+from fmray.train.tuning import MODEL, Epochs
 
 if TYPE_CHECKING:
     from ray.tune import Result, Tuner
 
 CONTROL = "control"
-SCORE = "score"
-EPOCHS = "epochs"
 TUNE_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1",  # what a killed driver may lose
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run instead of making Tune return half a search
@@ -42,9 +42,15 @@ TUNE_ENVIRONMENT = {
 
 def plan(config: SearchConfig, upstream: dict[str, Config]) -> dict[str, str]:
     """What `fmray check` says about a search."""
+    config.algorithm.ready(_wanted(config))
     space = ", ".join(f"{name}: {values.type} {list(values.edges())}" for name, values in config.space.items())  # type: ignore[attr-defined]
     trials = f"{config.num_trials} by {config.algorithm.type} search under {config.scheduler.type}, and one control from random weights"  # type: ignore[attr-defined]
-    return {**plan_tuning(config, upstream), "trials": trials, "space": space}
+    budget = {"budget": ", ".join(f"{name} {value:g}" for name, value in dump(config.budget).items() if value is not None)} if config.budget.is_set else {}
+    return {**plan_tuning(config, upstream), "trials": trials, **budget, "space": space}
+
+
+def _wanted(config: SearchConfig) -> Wanted:
+    return Wanted(config.space, config.metric, SCORE, config.seed, config.max_concurrent_trials)
 
 
 @stage("search", version=1, plan=plan)
@@ -59,6 +65,7 @@ def search(config: SearchConfig, checkpoint: Artifact[Checkpoint], decision: Art
         RunError: every trial failed; the message names the first failure.
     """
     read_hf_config(checkpoint.path)
+    config.algorithm.ready(_wanted(config))
     out.progress(f"reading the task {config.task.name}")
     data = config.task.load()
     write_json(out.path / TASK_SUMMARY, data.summary())
@@ -66,18 +73,23 @@ def search(config: SearchConfig, checkpoint: Artifact[Checkpoint], decision: Art
     data.save(seen, ("train", "validation"))
     connect()
     require([{"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {})], wait_s=60.0)
-    results = _run_trials(config, checkpoint.path, seen, out)
-    ended = [_ended(config, index, result) for index, result in enumerate(results)]
+    results = run_trials(config, checkpoint.path, seen, out)
+    out_of_budget = exhausted(config, wall_s(out.work), trained_s(out.work))
+    ended = [_ended(config, index, result, out_of_budget) for index, result in enumerate(results)]
     winner = max((e for e in ended if e.best is not None), key=lambda e: e.score, default=None)
     if winner is None or winner.best is None:
-        raise _all_failed(results, ended, out.work / "tune")
+        raise _all_failed(results, ended, out.work / TUNE)
     control, control_tokens = _control(config, winner, checkpoint.path, seen, out)
     trials = [*(e.trial for e in ended), control]
     spent = Spent(sum(e.n_tokens * WORK[config.trial(e.trial.config).method] for e in ended) + control_tokens, sum(t.wall_s or 0.0 for t in trials))
-    payload = export(out, checkpoint, config.trial(winner.trial.config), data, winner.best, spent, trials)
-    for scratch in ("tune", CONTROL):
+    payload = export(out, checkpoint, config.trial(winner.trial.config), data, winner.best, spent, trials, more=_importances(config, ended))
+    for scratch in (TUNE, CONTROL):
         shutil.rmtree(out.work / scratch)
     return payload
+
+
+def _importances(config: SearchConfig, ended: list["_Ended"]) -> dict[str, float]:
+    return {f"importance/{name}": share for name, share in importances(config.space, [e.trial for e in ended], config.seed).items()}
 
 
 def _all_failed(results: list["Result"], ended: list["_Ended"], folder: Path) -> FmrayError:
@@ -106,8 +118,14 @@ class _Board:
     tell: ClassVar[Callable[[list[Any]], None]] = lambda trials: None
 
 
-def _run_trials(config: SearchConfig, start: Path, data: Path, out: Out) -> list["Result"]:
-    folder = out.work / "tune"
+def run_trials(config: SearchConfig, start: Path, data: Path, out: Out) -> list["Result"]:
+    """Runs what `num_trials` and the budget allow, or what an interrupted search in `out` left, and gives the results in the order of the draws.
+
+    Args:
+        start: a Hugging Face directory.
+        data: what `TaskData.save` wrote.
+    """
+    folder = out.work / TUNE
     told: list[object] = [None]
 
     def tell(trials: list[Any]) -> None:
@@ -134,17 +152,17 @@ def _tuner(config: SearchConfig, start: Path, data: Path, folder: Path) -> "Tune
     from ray import tune
     from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 
-    trainable = tune.with_resources(_trainable(config, start, data, folder), {"cpu": config.num_cpus, "gpu": config.num_gpus})
+    trial = tune.with_resources(trainable(config, start, data, folder), {"cpu": config.num_cpus, "gpu": config.num_gpus})
     if any(folder.glob("experiment_state*.json")):
-        return Tuner.restore(str(folder), trainable=trainable, resume_unfinished=True, resume_errored=True)
+        return Tuner.restore(str(folder), trainable=trial, resume_unfinished=True, resume_errored=True)
     shutil.rmtree(folder, ignore_errors=True)
     return Tuner(
-        trainable,
-        param_space={name: distribution.domain(tune) for name, distribution in config.space.items()},
+        trial,
+        param_space=config.algorithm.domains(tune, config.space),
         tune_config=TuneConfig(
-            search_alg=config.algorithm.build(tune, SCORE, config.seed, config.max_concurrent_trials),
-            scheduler=config.scheduler.build(tune, SCORE, config.max_epochs),
-            num_samples=config.num_trials,
+            search_alg=config.algorithm.build(tune, _wanted(config)),
+            scheduler=config.scheduler.build(tune, SCORE, config.max_epochs, config.space),
+            num_samples=config.algorithm.n_samples(config.num_trials),
             reuse_actors=True,
             trial_dirname_creator=_trial_id,
         ),
@@ -152,6 +170,7 @@ def _tuner(config: SearchConfig, start: Path, data: Path, folder: Path) -> "Tune
             name=folder.name,
             storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=config.max_failures),
+            stop=stopper(config, folder.parent) if config.budget.is_set else None,
             callbacks=[_callback()],
             verbose=0,
         ),
@@ -166,35 +185,6 @@ def _drawn(result: "Result") -> int:
     """Which draw a trial is: a restored search lists its trials in another order. Optuna's ids say nothing of it, and stay as listed."""
     number = re.search(r"_(\d+)$", Path(result.path).name)
     return int(number[1]) if number else 0
-
-
-def _trainable(config: SearchConfig, start: Path, data: Path, folder: Path) -> Callable[[dict[str, Any]], None]:
-    def trial(values: dict[str, Any]) -> None:
-        from ray import tune
-
-        def report(progress: Progress, epoch: int) -> None:
-            tune.report({SCORE: progress.history[epoch - 1]})
-
-        def on_epoch(tuned: Tuned) -> bool:
-            epochs.add(tuned)
-            report(tuned.progress, tuned.progress.epoch)
-            return True
-
-        epochs = Epochs(folder / tune.get_context().get_trial_id() / EPOCHS)
-        latest = epochs.latest()
-        if latest is not None:
-            # Taken up again: Tune, which counts epochs by reports, hears of the finished ones once more.
-            done = read_progress(latest)
-            for epoch in range(1, done.epoch + 1):
-                report(done, epoch)
-        tune_classifier(config.trial(_plain(values)), start, TaskData.read(data), resume=latest, on_epoch=on_epoch)
-
-    return trial
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Python's own numbers for those that numpy drew."""
-    return {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
 
 
 def _callback() -> Any:
@@ -237,24 +227,27 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _ended(config: SearchConfig, index: int, result: "Result") -> _Ended:
+def _ended(config: SearchConfig, index: int, result: "Result", out_of_budget: bool) -> _Ended:
     """What became of a trial, read from Ray Tune's result and from the epochs that the trial kept."""
     folder = Path(result.path)
     epochs = Epochs(folder / EPOCHS)
     values = json.loads((folder / "params.json").read_text())
     history = epochs.history()
-    died = _deaths(folder / "error.txt")
-    if result.error is not None or not history:
+    died, trained = _deaths(folder / "error.txt"), Trained.read(folder)
+    if result.error is None and not history and out_of_budget:
+        status, note = "stopped", "the budget was spent before its first epoch ended"
+    elif result.error is not None or not history:
         status, note = "failed", f"{_first_line(result.error)} ({died} times)" if result.error else "it ended without a report"
     else:
         status = "finished" if config.trial(values).ends_after(history) else "stopped"
-        note = f"stopped by {config.scheduler.type}" if status == "stopped" else ""  # type: ignore[attr-defined]
+        by = f"{config.scheduler.type}{' or the budget' if out_of_budget else ''}"  # type: ignore[attr-defined]
+        note = f"stopped by {by}" if status == "stopped" else ""
         note += f"{', ' if note else ''}died {died} times and was taken up again" if died else ""
     trial = Trial(
-        trial_id=f"{index:03d}", config=values, status=status, score=max(history, default=None), history=history,
-        wall_s=(result.metrics or {}).get("time_total_s"), note=note,
+        trial_id=f"{index:03d}", config=values, status=status, score=epochs.best_score(), history=history,
+        wall_s=trained.seconds or None, note=note,
     )  # fmt: skip
-    return _Ended(trial, epochs.n_tokens(), None if status == "failed" else epochs.best())
+    return _Ended(trial, trained.n_tokens, None if status == "failed" or not history else epochs.best())
 
 
 def _deaths(errors: Path) -> int:

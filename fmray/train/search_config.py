@@ -18,11 +18,40 @@ FIXED = ("metric",)
 SCALARS = (int, float, bool, str)
 
 
+class Budget(Config):
+    """Where a search ends before its trials do: what runs then is stopped, its unfinished epoch is lost, and the best so far is the winner.
+
+    One epoch is always waited for. The control runs afterwards and is not in it.
+
+    Attributes:
+        hours: of wall time, the time before a kill included.
+        price: of the finished epochs of all trials, their seconds times the cores (or GPUs) of a trial.
+        price_per_hour: of one core, or one GPU, in the currency of `price`.
+    """
+
+    hours: float | None = Field(None, gt=0)
+    price: float | None = Field(None, gt=0)
+    price_per_hour: float | None = Field(None, gt=0)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a limit."""
+        return self.hours is not None or self.price is not None
+
+    @model_validator(mode="after")
+    def _price_has_a_rate(self) -> Self:
+        if (self.price is None) != (self.price_per_hour is None):
+            raise ValueError("a budget in money needs both price and price_per_hour")
+        return self
+
+
 class SearchConfig(TuningConfig):
     """A fine-tuning whose fields named in `space` are searched; every other field holds for all trials.
 
     Attributes:
         space: dotted field of the fine-tuning -> the values that it may take.
+        num_trials: the budget in trials.
+        budget: the budget in time or money, whichever ends first.
         max_concurrent_trials: at most so many at a time; the cluster may hold fewer. Which hyperparameters are drawn does
             not depend on it (Optuna: beyond its start-up trials it does), whom ASHA stops may.
         max_failures: how often a trial that died is taken up again from its last epoch before it counts as failed.
@@ -30,6 +59,7 @@ class SearchConfig(TuningConfig):
 
     space: dict[str, Distribution] = Field(min_length=1)
     num_trials: int = Field(8, ge=1)
+    budget: Budget = Budget()
     algorithm: Algorithm = Random()
     scheduler: Scheduler = Asha()
     max_concurrent_trials: int = runtime(2, ge=1)
@@ -46,6 +76,8 @@ class SearchConfig(TuningConfig):
                     self.trial({name: value})
                 except ConfigError as error:
                     raise ConfigError(error.what, where=f"space.{name}") from None
+        self.algorithm.check(self.space, self.num_trials, self.scheduler.type)  # type: ignore[attr-defined]
+        self.scheduler.check(self.space, self.algorithm.type, self.num_trials, self.max_concurrent_trials)  # type: ignore[attr-defined]
         return self
 
     def trial(self, values: dict[str, Any]) -> TuningConfig:

@@ -8,14 +8,14 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from fmray.core.artifact import write_json
-from fmray.core.config import Config, did_you_mean, runtime
+from fmray.core.artifact import fingerprint, write_json
+from fmray.core.config import Config, did_you_mean, dump, runtime
 from fmray.core.cursor import Cursor
 from fmray.core.errors import ConfigError
 from fmray.tasks import Task, TaskData
@@ -150,14 +150,13 @@ def tune_classifier(
     import torch
 
     torch.set_num_threads(config.num_cpus)
-    task, train_split, validation = config.task, data.splits["train"], data.splits["validation"]
+    task, validation = config.task, data.splits["validation"]
     classifier = Classifier.start(
         start, data.labels, seed=config.seed, from_scratch=from_scratch, device="cuda" if config.num_gpus else "cpu", head=task.head, problem=task.problem
     )
     max_length = classifier.longest(config.max_length)
     classifier.train_only("full" if from_scratch else config.method, config.lora)
-    rows, judged = (task.encode(classifier.tokenizer, split, max_length, len(data.labels)) for split in (train_split, validation))
-    rows["row_ids_B"] = np.arange(len(rows["example_B"]), dtype=np.int64)
+    rows, judged = _encoded(task, classifier, start, data, max_length)
     steps = -(-len(rows["row_ids_B"]) // config.global_batch_size)
     engine = TorchEngine(
         classifier.model, config.optim, lambda step: config.optim.lr_at(step, steps * config.epochs),
@@ -175,12 +174,30 @@ def tune_classifier(
 
     while not config.ends_after(tuned.progress.history):
         epoch = tuned.progress.epoch
-        train(engine, loss, _batches(task.of_epoch(rows, config.seed, epoch), config, epoch), max_steps=(epoch + 1) * steps, seed=config.seed, on_step=note)
+        train(engine, loss, global_batches(task.of_epoch(rows, config.seed, epoch), config, epoch), max_steps=(epoch + 1) * steps, seed=config.seed, on_step=note)
         predicted = task.predict(task.outputs(classifier, judged), judged, validation)
         tuned.progress.history.append(task.metrics(data.labels, validation.targets, predicted)[config.metric])
         tuned.progress.n_tokens.append(int(rows["attention_mask_BT"].sum()))
         if not on_epoch(tuned):
             return
+
+
+_ENCODED: dict[str, tuple[Rows, Rows, Any]] = {}
+
+
+def _encoded(task: Task, classifier: Classifier, start: Path, data: TaskData, max_length: int) -> tuple[Rows, Rows]:
+    """The rows of the train and the validation split. The last ones are remembered: trials that share a process cut their texts once.
+
+    The tokenizer that cut them comes with them, for cutting leaves its marks on what is saved of it.
+    """
+    key = fingerprint({"task": dump(task), "start": str(start), "digest": data.digest, "max_length": max_length})
+    if key not in _ENCODED:
+        rows, judged = (task.encode(classifier.tokenizer, data.splits[name], max_length, len(data.labels)) for name in ("train", "validation"))
+        rows["row_ids_B"] = np.arange(len(rows["example_B"]), dtype=np.int64)
+        _ENCODED.clear()
+        _ENCODED[key] = rows, judged, classifier.tokenizer
+    rows, judged, classifier.tokenizer = _ENCODED[key]
+    return rows, judged
 
 
 def label_weights(config: TuningConfig, data: TaskData) -> NDArray[np.float64] | None:
@@ -197,7 +214,7 @@ def label_weights(config: TuningConfig, data: TaskData) -> NDArray[np.float64] |
     return np.divide(top, counts_K, out=np.ones_like(counts_K), where=counts_K > 0)
 
 
-def _batches(rows: Rows, config: TuningConfig, epoch: int) -> Iterator[Step]:
+def global_batches(rows: Rows, config: TuningConfig, epoch: int) -> Iterator[Step]:
     """The global batches of one epoch; the last one may be smaller."""
     size = config.global_batch_size
     micro = config.micro_batch_size or size
@@ -252,9 +269,25 @@ class Epochs:
         return 0 if latest is None else sum(read_progress(latest).n_tokens)
 
     def best(self) -> Path:
-        """The folder of the epoch with the highest validation score, the last of equals: it has seen more."""
+        """The folder of the kept epoch with the highest validation score, the last of equals: it has seen more."""
+        return self.folder / _epoch_name(self._best())
+
+    def best_score(self) -> float | None:
+        """The validation score of the best kept epoch; None before the first."""
+        return self.history()[self._best() - 1] if self.latest() is not None else None
+
+    def _best(self) -> int:
         history = self.history()
-        return self.folder / _epoch_name(max(range(len(history)), key=lambda i: (history[i], i)) + 1)
+        # Of a training that was taken over from another trial only the epochs since then are here.
+        kept = [number for number in range(1, len(history) + 1) if (self.folder / _epoch_name(number)).exists()]
+        return max(kept, key=lambda number: (history[number - 1], number))
+
+    def copy(self, source: Path) -> None:
+        """Takes an epoch that `Tuned.save` wrote elsewhere."""
+        unfinished = self.folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(source, unfinished)
+        unfinished.rename(self.folder / _epoch_name(read_progress(source).epoch))
 
     def add(self, tuned: Tuned) -> None:
         """Saves an epoch, whole or not at all, and removes those that are neither the latest nor the best."""

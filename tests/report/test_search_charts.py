@@ -1,8 +1,8 @@
-"""Charts of a whole search: a line a trial over axes of hyperparameters, and what it took."""
+"""Charts of a whole search: a line a trial over axes of hyperparameters, and what mattered."""
 
 import re
 
-from fmray.report.sections.search_charts import cost, parallel
+from fmray.report.sections.search_charts import cost, importance, parallel
 from tests.report.records import tuned
 
 
@@ -27,7 +27,12 @@ def test_one_hyperparameter_or_one_trial_makes_no_such_chart() -> None:
     assert parallel(trials()[:1], ["optim.lr", "epochs"]) is None  # type: ignore[arg-type]
 
 
-def test_the_cost_stands_in_words() -> None:
+def test_importances_stand_largest_first_and_the_cost_in_words() -> None:
+    drawn = str(importance({"importance/epochs": 0.2, "validation/f1": 0.9, "importance/optim.lr": 0.8}))
+    assert drawn.index("optim.lr") < drawn.index("epochs")
+    assert "80 %" in drawn
+    assert "validation" not in drawn
+    assert importance({"validation/f1": 0.9}) is None
     payload = tuned().model_dump(mode="json") | {"cost": {"device_hours": 0.5, "flops": 2e12}}
     assert "5 trainings, 14 epochs" in str(cost(payload))
     assert "device hours" in str(cost(payload))

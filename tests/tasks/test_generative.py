@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from fmray.core.config import dump, load_config
 from fmray.core.errors import ArtifactError, ConfigError, DataError
-from fmray.tasks import Predictions, Split
+from fmray.tasks import Predictions, Split, generative
 from fmray.tasks.classifier import Classifier
 from fmray.tasks.generative import IGNORED, generate
 from fmray.tasks.instruction_tuning import InstructionTuning
@@ -66,7 +66,7 @@ def test_what_is_written_is_what_transformers_writes_alone(decoder: Classifier, 
         assert together[row, : len(told)].tolist() == told
 
 
-def test_the_perplexity_is_that_of_the_models_own_loss(decoder: Classifier, tmp_path: Path) -> None:
+def test_the_perplexity_is_that_of_the_models_own_loss(decoder: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = task(**causal_summaries(tmp_path))
     data = found.load()
     rows = found.encode(decoder.tokenizer, data.splits["test"], 24, 0)
@@ -75,6 +75,10 @@ def test_the_perplexity_is_that_of_the_models_own_loss(decoder: Classifier, tmp_
     with torch.inference_mode():
         theirs = decoder.model(input_ids=torch.from_numpy(rows["input_ids_BT"]), attention_mask=torch.from_numpy(rows["attention_mask_BT"]), labels=labels).loss
     assert found.metrics((), data.splits["test"].targets, said)["perplexity"] == pytest.approx(float(theirs.exp()), rel=1e-4)
+    monkeypatch.setattr(generative, "LOGITS", 1)
+    again = found.predict(found.outputs(decoder, rows, 4), rows, data.splits["test"])
+    assert again.values == said.values
+    np.testing.assert_allclose(again.losses_N2, said.losses_N2, rtol=1e-5, err_msg="how many rows are scored at once changes nothing")
 
 
 def test_an_encoder_decoder_is_taught_what_transformers_teaches(tmp_path: Path) -> None:

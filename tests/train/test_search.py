@@ -22,6 +22,7 @@ from fmray.model.checkpoint import Checkpoint, Trial
 from fmray.tasks import Predictions, task_from
 from fmray.tasks.classifier import Classifier
 from fmray.train.search_config import SearchConfig, searchable
+from fmray.train.search_trial import Trained
 from tests.train import tiny
 
 LR = {"optim.lr": {"type": "loguniform", "low": 1e-4, "high": 1e-2}}
@@ -231,7 +232,7 @@ def test_a_killed_driver_is_restored_with_its_finished_trials(base: Artifact[Che
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     work = tmp_path / "tuned" / "work"
     first = subprocess.Popen(argv, env=environment)
-    finished: dict[str, dict[str, Any]] = {}
+    finished: dict[str, float] = {}
     deadline = time.monotonic() + 240
     try:
         while not (finished and len(list(work.glob("tune/*/result.json"))) == 2):
@@ -241,7 +242,7 @@ def test_a_killed_driver_is_restored_with_its_finished_trials(base: Artifact[Che
             for file in work.glob("tune/*/result.json"):
                 lines = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
                 if lines and lines[-1]["training_iteration"] == 40:
-                    finished[lines[-1]["trial_id"]] = lines[-1]
+                    finished[lines[-1]["trial_id"]] = Trained.read(file.parent).seconds
         # What restores is Tune's own snapshot: wait for one that has the finished trial.
         while not any("TERMINATED" in file.read_text() for file in work.glob("tune/experiment_state*.json")):
             assert first.poll() is None, "the search ended before it could be killed"
@@ -253,7 +254,7 @@ def test_a_killed_driver_is_restored_with_its_finished_trials(base: Artifact[Che
     subprocess.run(argv, env=environment, check=True, timeout=300)
     trials: tuple[Trial, ...] = load(tmp_path / "tuned", Checkpoint).payload.trials
     assert [t.status for t in trials] == ["finished"] * 3 + ["control"]
-    assert [t.trial_id for t in trials if t.wall_s in {r["time_total_s"] for r in finished.values()}] == ["000"], "the finished trial was kept"
+    assert [t.trial_id for t in trials if t.wall_s in finished.values()] == ["000"], "the finished trial was kept"
     whole = tiny.run("search", config, tmp_path / "whole", checkpoint=base, decision=decision)
     assert [(t.config, t.history) for t in trials] == [(t.config, t.history) for t in whole.payload.trials]
 

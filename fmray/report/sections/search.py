@@ -7,7 +7,7 @@ from fmray.report.charts import Series, axis_for, plot
 from fmray.report.figures import CONTROL, duration, number
 from fmray.report.markup import Markup, Node, el, table
 from fmray.report.sections.parts import Card, card, heading, pill, tag
-from fmray.report.sections.search_charts import cost, parallel
+from fmray.report.sections.search_charts import cost, importance, parallel
 from fmray.report.view import RunView, StepView
 
 
@@ -28,7 +28,7 @@ def _searched(step: StepView) -> Markup:
     charts = [_by_key(searched, key) for key in varied]
     lines = [Series(t["trial_id"], [(i + 1.0, score) for i, score in enumerate(t["history"])], f"s{1 + i % 6}") for i, t in enumerate(trials) if t["history"]]
     curve = plot(lines, title="Score of each trial by epoch", x_label="epoch", y_label="score", height=190, x_ticks=_whole(lines)) if lines else None
-    return el("div", heading(step, "trials", tag("measured")), cost(step.payload), _table(flat, keys), el("div", curve, charts, class_="two"), parallel(searched, varied))
+    return el("div", heading(step, "trials", tag("measured")), cost(step.payload), _table(flat, keys), el("div", curve, charts, class_="two"), parallel(searched, varied), importance(step.payload.get("figures") or {}))
 
 
 def _whole(lines: Sequence[Series]) -> list[tuple[float, str]]:

@@ -1,13 +1,14 @@
-"""Charts of a search as a whole: what each trial drew and scored as one line, and what it took."""
+"""Charts of a search as a whole: what each trial drew and scored as one line, what mattered, and what it took."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmray.report.charts import Axis, percent
+from fmray.report.charts import Axis, Row, percent, rows_chart
 from fmray.report.figures import duration, number
 from fmray.report.markup import Markup, el
 
 HEIGHT = 190
+IMPORTANCE = "importance/"
 
 Searched = Sequence[tuple[dict[str, Any], dict[str, Any]]]
 """Trials with their hyperparameters by dotted name."""
@@ -48,6 +49,16 @@ def _axis(x: float, name: str, labels: tuple[str, str]) -> Markup:
     texts = [(name, -22), (labels[1], -6), (labels[0], HEIGHT + 18)]
     words = [el("text", text, x=percent(x), y=y, text_anchor=anchor, class_="axis-name" if y == -22 else "tick") for text, y in texts]
     return el("g", el("line", x1=percent(x), x2=percent(x), y1=0, y2=HEIGHT, class_="axis"), words)
+
+
+def importance(figures: Mapping[str, float]) -> Markup | None:
+    """How much of the scores' variance goes back to each hyperparameter, as the search measured it."""
+    found = {name.removeprefix(IMPORTANCE): share for name, share in figures.items() if name.startswith(IMPORTANCE)}
+    if not found:
+        return None
+    rows = [Row(el("span", name), share, f"{100 * share:.0f} %") for name, share in sorted(found.items(), key=lambda one: -one[1])]
+    note = "Share of the variance of the scores, by functional ANOVA over a random forest. With few trials a hint, no finding."
+    return el("div", rows_chart(rows, title="Importance of hyperparameters", unit="share of the variance", bars=True), el("p", el("small", note)), class_="chart")
 
 
 def cost(payload: Mapping[str, Any]) -> Markup:

@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import Any, Literal
 
-from fmray.train.algorithms import Algorithm
+from fmray.train.algorithms import Algorithm, Wanted
 
 
 class Random(Algorithm):
@@ -11,6 +11,6 @@ class Random(Algorithm):
 
     type: Literal["random"] = "random"
 
-    def build(self, tune: ModuleType, metric: str, seed: int, max_concurrent: int) -> Any:
+    def build(self, tune: ModuleType, wanted: Wanted) -> Any:
         """`BasicVariantGenerator` with a seeded generator."""
-        return tune.create_searcher("random", random_state=seed, max_concurrent=max_concurrent)
+        return tune.create_searcher("random", random_state=wanted.seed, max_concurrent=wanted.max_concurrent)

@@ -1,11 +1,13 @@
 """Asynchronous successive halving (Li et al. 2018, https://arxiv.org/abs/1810.05934)."""
 
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import Field
 
 from fmray.train.schedulers import Scheduler
+from fmray.train.space import Distribution
 
 
 class Asha(Scheduler):
@@ -18,7 +20,7 @@ class Asha(Scheduler):
     grace_epochs: int = Field(1, ge=1, description="no trial is stopped before it")
     reduction_factor: int = Field(2, ge=2, description="r: one trial in r goes on")
 
-    def build(self, tune: ModuleType, metric: str, max_epochs: int) -> Any:
+    def build(self, tune: ModuleType, metric: str, max_epochs: int, space: Mapping[str, Distribution]) -> Any:
         """`AsyncHyperBandScheduler` with one bracket, counting epochs."""
         return tune.create_scheduler(
             "async_hyperband",

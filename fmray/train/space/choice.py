@@ -24,6 +24,14 @@ class Choice(Distribution):
         """Every value."""
         return self.values
 
+    def listed(self) -> tuple[Any, ...]:
+        """Every value."""
+        return self.values
+
+    def nearest(self, value: Any) -> Any:
+        """The value where it is listed, else the first."""
+        return value if value in self.values else self.values[0]
+
     def domain(self, tune: ModuleType) -> Any:
         """`tune.choice`."""
         return tune.choice(list(self.values))

@@ -25,6 +25,14 @@ class Integer(Distribution):
         """Both ends."""
         return (self.low, self.high)
 
+    def listed(self) -> tuple[Any, ...]:
+        """Every number."""
+        return tuple(range(self.low, self.high + 1))
+
+    def nearest(self, value: Any) -> Any:
+        """The nearest whole number of the range."""
+        return min(max(round(value), self.low), self.high)
+
     def domain(self, tune: ModuleType) -> Any:
         """`tune.randint`, whose upper end is exclusive; of one number a choice, for not every algorithm takes a range of one."""
         return tune.choice([self.low]) if self.low == self.high else tune.randint(self.low, self.high + 1)

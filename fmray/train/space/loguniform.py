@@ -25,6 +25,10 @@ class LogUniform(Distribution):
         """Both ends."""
         return (self.low, self.high)
 
+    def nearest(self, value: Any) -> Any:
+        """The value, or the end of the range that is nearer to it."""
+        return min(max(value, self.low), self.high)
+
     def domain(self, tune: ModuleType) -> Any:
         """`tune.loguniform`."""
         return tune.loguniform(self.low, self.high)

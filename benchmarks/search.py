@@ -1,0 +1,83 @@
+"""What a search costs beside its trials: `python -m benchmarks.search` from the repository.
+
+The same fine-tunings of a tiny decoder, once one after the other in a plain loop in one process, once as trials of a search with one trial
+at a time (random search, every trial run to its end, actors reused). Short trials take about a second, long ones `--long-seconds`. Both save
+every epoch. The overhead is the difference of the walls over the trials; Ray's own start is told apart.
+"""
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from fmray import cluster
+from fmray.core.config import load_config
+from fmray.core.stage import Out
+from fmray.tasks import TaskData
+from fmray.train.search import run_trials
+from fmray.train.search_config import SearchConfig
+from fmray.train.tuning import Epochs, Tuned, TuningConfig, tune_classifier
+from tests.train import tiny
+
+LR = {"optim.lr": {"type": "loguniform", "low": 1e-4, "high": 1e-2}}
+
+
+def looped(config: TuningConfig, start: Path, data: TaskData, folder: Path) -> float:
+    """The seconds of one fine-tuning in this process."""
+    clock, epochs = time.perf_counter(), Epochs(folder)
+
+    def on_epoch(tuned: Tuned) -> bool:
+        epochs.add(tuned)
+        return True
+
+    tune_classifier(config, start, data, on_epoch=on_epoch)
+    return time.perf_counter() - clock
+
+
+def compared(root: Path, n_trials: int, epochs: int) -> tuple[float, float, float]:
+    """Seconds a trial in a loop and in a search, and those that the search took before its first report."""
+    path = root / "t.csv"
+    config = load_config(SearchConfig, {"task": tiny.task(path), "epochs": epochs, "space": LR, "num_trials": n_trials, "scheduler": {"type": "fifo"}, "max_concurrent_trials": 1})
+    data, held = config.task.load(), root / f"{n_trials}"
+    held.mkdir()
+    data.save(held / "data.json", ("train", "validation"))
+    alone = [looped(config, root / "model", data, held / f"loop{number}") for number in range(min(n_trials, 20))]
+    began, clock = time.time(), time.perf_counter()
+    results = run_trials(config, root / "model", held / "data.json", Out(held, "", "search", held / "log"))
+    seconds = time.perf_counter() - clock
+    first = min(float(result.metrics["timestamp"]) - float(result.metrics["time_total_s"]) for result in results if result.metrics) - began
+    return sum(alone) / len(alone), seconds / n_trials, first
+
+
+def main() -> None:
+    """Prints what a result file holds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", type=int, default=40, help="so many trials of about a second")
+    parser.add_argument("--long", type=int, default=1)
+    parser.add_argument("--long-seconds", type=float, default=25.0)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        root = Path(folder)
+        tiny.save_decoder(root / "model")
+        tiny.write_csv(root / "t.csv", tiny.labelled(60))
+        probe = load_config(TuningConfig, {"task": tiny.task(root / "t.csv"), "epochs": 4})
+        data = probe.task.load()
+        looped(probe, root / "model", data, root / "warm")
+        an_epoch = looped(probe, root / "model", data, root / "probe") / probe.epochs
+        clock = time.perf_counter()
+        cluster.connect()
+        print(f"Ray was up in {time.perf_counter() - clock:.1f} s; an epoch takes {an_epoch:.3f} s.")
+        print("| trials | epochs each | a trial alone, s | in a search, s | overhead a trial, s | share | before the first trial, s |\n|--:|--:|--:|--:|--:|--:|--:|")
+        for n_trials, seconds in ((asked.short, 1.0), (asked.long, asked.long_seconds)):
+            epochs = max(1, round(seconds / an_epoch))
+            alone, searched, first = compared(root, n_trials, epochs)
+            print(f"| {n_trials} | {epochs} | {alone:.2f} | {searched:.2f} | {searched - alone:.2f} | {100 * (searched / alone - 1):.1f} % | {first:.1f} |", flush=True)
+        packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "transformers"))
+        print(f"\nMachine: {os.cpu_count()} virtual {platform.machine()} cores, no GPU. Python {platform.python_version()}, {packages}.")
+
+
+if __name__ == "__main__":
+    main()
