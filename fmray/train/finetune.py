@@ -60,7 +60,7 @@ def plan(config: TuningConfig, upstream: dict[str, Config]) -> dict[str, str]:
     return {"task": config.task.name, "epochs": str(config.epochs), "chosen by": f"validation {config.metric}"}
 
 
-@stage("finetune", version=1, plan=plan)
+@stage("finetune", version=2, plan=plan)
 def finetune(config: FinetuneConfig, checkpoint: Artifact[Checkpoint], out: Out) -> Checkpoint:
     """Fine-tunes, keeps the epoch that is best on the validation split, and writes it as a Hugging Face directory.
 

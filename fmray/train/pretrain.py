@@ -49,7 +49,7 @@ def trial(job: Job) -> dict[str, str]:
         return trial_lines(_job(config, arguments["dataset"], out, None, arguments.get("init")))
 
 
-@stage("pretrain", version=1, plan=plan, trial=trial)
+@stage("pretrain", version=2, plan=plan, trial=trial)
 def pretrain(
     config: PretrainConfig,
     dataset: Artifact[TokenDataset],

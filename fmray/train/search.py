@@ -53,7 +53,7 @@ def _wanted(config: SearchConfig) -> Wanted:
     return Wanted(config.space, config.metric, SCORE, config.seed, config.max_concurrent_trials)
 
 
-@stage("search", version=1, plan=plan)
+@stage("search", version=2, plan=plan)
 def search(config: SearchConfig, checkpoint: Artifact[Checkpoint], decision: Artifact[Decision], out: Out) -> Checkpoint:
     """Searches, exports the trial and epoch that are best on the validation split, and tunes a control from random weights.
 
