@@ -94,7 +94,8 @@ class MetricsLog:
         partial = path.with_suffix(".partial")
         persist(lambda: partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8"), partial)
         os.replace(partial, path)
-        self._path, self._size = path, path.stat().st_size
+        self._path, self._size, self._torn = path, path.stat().st_size, False
+        self._file = path.open("r+b", buffering=0)
         self._tokens, self._num_workers, self._meter, self._last = tokens_per_step, num_workers, meter, time.monotonic()
         self._stall_s, self._began = 0.0, self._last
         # Of earlier attempts, also for steps that were lost: their devices were held all the same.
@@ -123,12 +124,16 @@ class MetricsLog:
         self._size += len(content)
 
     def _add(self, content: bytes) -> None:
-        with self._path.open("r+b", buffering=0) as file:
-            # What an attempt that met a full storage left of the line.
-            file.truncate(self._size)
-            file.seek(self._size)
-            if file.write(content) != len(content):
-                raise OSError(errno.ENOSPC, "the line was cut short")
+        if self._torn:
+            # The attempt before this one met a storage that was full or away, and may have left a part of the line.
+            self._file.close()
+            self._file = self._path.open("r+b", buffering=0)
+            self._file.truncate(self._size)
+        self._torn = True
+        self._file.seek(self._size)
+        if self._file.write(content) != len(content):
+            raise OSError(errno.ENOSPC, "the line was cut short")
+        self._torn = False
 
     def _watched(self, step: int, speed: float, now: float, meter: Meter) -> dict[str, Any]:
         eta_s = None
