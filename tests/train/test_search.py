@@ -32,16 +32,6 @@ def config_of(path: Path, **changes: Any) -> dict[str, Any]:
     return {"task": tiny.task(path), "epochs": 4, "space": LR, "num_trials": 4} | changes
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Artifact[Checkpoint]:
-    return tiny.base_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def decision(base: Artifact[Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Artifact[Decision]:
-    return tiny.admitting(tmp_path_factory.mktemp("gate"), base)
-
-
 @contextlib.contextmanager
 def at_first_report(work: Path, act: Any) -> Iterator[list[dict[str, Any]]]:
     """Calls `act` with the first result that any trial reports, from another thread; gives the list of that result."""

@@ -36,16 +36,6 @@ def config_of(path: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Artifact[Checkpoint]:
-    return tiny.base_model(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def decision(base: Artifact[Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> Artifact[Decision]:
-    return tiny.admitting(tmp_path_factory.mktemp("gate"), base)
-
-
-@pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_csv(tmp_path_factory.mktemp("data") / "t.csv", tiny.labelled(30))
 
