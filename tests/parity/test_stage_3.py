@@ -22,8 +22,10 @@ def _process(rank: int, world_size: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     prepare_process(local_world_size=world_size, use_gpu=False)
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for case in CASES:
-        found[case.name] = {}
+    for number, case in enumerate(CASES):
+        # Names alone are not unique.
+        name = f"{number}: {case.name}"
+        found[name] = {}
         for stage in (0, 3):
             model = case.model()
             setting = case.setting(model)
@@ -35,7 +37,7 @@ def _process(rank: int, world_size: int, folder: str) -> None:
                 torch.manual_seed(step)
                 stats = engine.train_batch([case.objective.collate(rows, setting)], case.objective)
                 told.append((stats.loss, stats.grad_norm))
-            found[case.name][str(stage)] = told
+            found[name][str(stage)] = told
     if rank == 0:
         Path(folder, "found.json").write_text(json.dumps(found))
     torch.distributed.barrier()
