@@ -28,12 +28,12 @@ from fmray.model.architectures.decoder import SIZES, Decoder
 
 VOCAB = 32_768
 WARM = 4
-# What changes against fmray's defaults on one device. `rows`, `adamw` and `loss` are this benchmark's own, all others fields of PretrainConfig.
+# What changes against fmray's defaults on one device. `rows` and `loss` are this benchmark's own, all others fields of PretrainConfig.
 LEVERS: dict[str, dict[str, Any]] = {
     "fmray's defaults (DeepSpeed stage 1, sdpa, fused AdamW, packed rows)": {},
     "torch engine (autocast over float32 weights)": {"engine": "torch"},
     "torch.compile": {"compile": True},
-    "AdamW not fused (foreach)": {"adamw": "foreach"},
+    "AdamW not fused (foreach)": {"optim": {"lr": 1e-4, "implementation": "foreach"}},
     "eager attention": {"attention": "eager"},
     "flash_attention_2": {"attention": "flash_attention_2"},
     "flash_attention_3": {"attention": "flash_attention_3"},
@@ -44,7 +44,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "activation checkpointing": {"activation_checkpointing": True},
 }
 # Levers that change what is computed, or what it is compared with, are not put together with others.
-ALONE = ("rows", "adamw")
+ALONE = ("rows", "optim")
 Row = dict[str, Any]
 
 
@@ -155,7 +155,7 @@ def train(case: dict[str, Any], folder: Path) -> None:
     from tests.train.dataset import token_dataset
 
     lever, gpu = dict(case["lever"]), case["device"] == "cuda"
-    kind, unfused, liger = lever.pop("rows", "packed"), lever.pop("adamw", "") == "foreach", lever.pop("loss", "") == "liger"
+    kind, liger = lever.pop("rows", "packed"), lever.pop("loss", "") == "liger"
     # transformers knows more names than the config lists.
     attention = lever.pop("attention", "sdpa")
     fields = {
@@ -165,8 +165,6 @@ def train(case: dict[str, Any], folder: Path) -> None:
     config = load_config(PretrainConfig, fields | lever, "row").model_copy(update={"attention": attention})
     if liger:
         config = config.model_copy(update={"objective": liger_objective()})
-    if unfused:
-        make_foreach()
     data = token_dataset(folder / "corpus", n_rows=8 * case["rows"], seq_len=case["seq_len"], rows={"packed": packed, "whole": whole, "padded": padded}[kind], ids=VOCAB).payload
     (folder / "out" / "work").mkdir(parents=True)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ.get("MASTER_PORT", "29517"), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
@@ -203,18 +201,6 @@ def made(lengths: list[list[int]], seq_len: int, seed: int) -> dict[str, np.ndar
         positions[row, : sum(sizes)] = np.concatenate([np.arange(size) for size in sizes])
     ids = np.where(segments > 0, np.random.default_rng(seed).integers(3, VOCAB, shape), 0)
     return {"row_ids_B": np.arange(len(lengths)), "input_ids_BT": ids, "segment_ids_BT": segments, "position_ids_BT": positions}
-
-
-def make_foreach() -> None:
-    """Has fmray's engines step with torch's foreach AdamW."""
-    import torch
-
-    plain = torch.optim.AdamW.__init__
-
-    def foreach(self: Any, *args: Any, **options: Any) -> None:
-        plain(self, *args, **options | {"fused": False, "foreach": True})
-
-    torch.optim.AdamW.__init__ = foreach  # type: ignore[method-assign]
 
 
 def liger_objective() -> Any:

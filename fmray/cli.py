@@ -36,7 +36,7 @@ from fmray.report.scaling.show import show as show_scaling
 from fmray.report.terminal import show_artifact, show_experiment, summary_table
 from fmray.serve import status as registry_status
 from fmray.serve.admission import Waiver
-from fmray.serve.foreground import check_serve_config, print_serve_config, serve_foreground
+from fmray.serve.foreground import bases_of, check_serve_config, print_serve_config, serve_foreground
 from fmray.submit import submit as submit_job
 
 # What Ray sets for the driver of a submitted job.
@@ -223,6 +223,8 @@ def serve(
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="put the text of requests in the request log too")] = False,
     api_keys: Annotated[str | None, typer.Option("--api-keys", metavar="FILE", help="lines of NAME:SHA256; also from FMRAY_API_KEYS")] = None,
     open_to_all: Annotated[bool, typer.Option("--open-to-all", help="serve other machines without API keys")] = False,
+    adapter: Annotated[list[str] | None, typer.Option("--adapter", metavar="NAME=BASE", help="serve NAME as an adapter on BASE's weights (repeat for more)")] = None,
+    max_loaded: Annotated[int | None, typer.Option("--max-loaded", min=1, help="models that a replica holds at once, loaded when asked for")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="print the YAML for `serve deploy` or a RayService, and end")] = False,
     check_config: Annotated[str | None, typer.Option("--check-config", metavar="FILE", help="check such a YAML strictly, and end")] = None,
 ) -> None:
@@ -237,6 +239,7 @@ def serve(
     run(
         [local_path(target) for target in targets], host=host, port=port, decision=local_path(decision) if decision else None, waive=waive, by=by,
         replicas=replicas, feedback=files[0], request_log=files[1], log_prompts=log_prompts, api_keys=files[2], open_to_all=open_to_all,
+        adapters=bases_of(adapter or []), max_loaded=max_loaded,
     )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ R = TypeVar("R")
 ENVIRONMENT = {
     # A tenth of a second finds no lost worker much sooner, and costs a percent of two cores.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Ray Serve replaces its HTTP proxy after three checks that failed: at its own ten seconds nothing answers for half a minute.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "TOKENIZERS_PARALLELISM": "false",
@@ -35,6 +37,10 @@ def connect() -> None:
     """Connects this process to Ray once: to RAY_ADDRESS or the job's own cluster when there is one, else to a private local Ray.
 
     Plugins are installed on every worker by their source text.
+
+    Raises:
+        ResourceError: the cluster that RAY_ADDRESS names does not answer.
+        RunError: a local Ray did not start.
     """
     import ray
 
@@ -45,6 +51,8 @@ def connect() -> None:
         os.environ.setdefault(key, value)
     options: dict[str, Any] = {"logging_level": "WARNING"}
     _private = not os.environ.get("RAY_ADDRESS")
+    if not _private:
+        _require_head(os.environ["RAY_ADDRESS"])
     # The processes of a Ray of one's own inherit them; asked for once more, they would be started anew beside those that wait already.
     runtime_env: dict[str, Any] = {} if _private else {"env_vars": {k: os.environ[k] for k in ENVIRONMENT}}
     texts = plugins.sources()
@@ -58,7 +66,33 @@ def connect() -> None:
             "address": "local", "include_dashboard": False, "num_cpus": max(2, os.cpu_count() or 1),
             "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": folder,
         }  # fmt: skip
-    ray.init(runtime_env=runtime_env, **options)
+    try:
+        ray.init(runtime_env=runtime_env, **options)
+    except Exception as error:  # Ray's are of many kinds here, plain Exception among them
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if _private:
+            raise RunError(f"a local Ray did not start ({said})", todo="the same command goes on; the machine may be too busy, or short of memory or of room in its temporary folder") from error
+        raise _no_head(os.environ["RAY_ADDRESS"], said) from error
+
+
+def _require_head(address: str) -> None:
+    """Asks whether something listens at an address with a port: Ray itself would try for minutes and say nothing."""
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not port.isdecimal():
+        return
+    deadline = time.monotonic() + HEAD_SILENT_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ASK_EVERY_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise _no_head(address, str(error)) from None
+            time.sleep(ASK_EVERY_S / 2)
+
+
+def _no_head(address: str, said: str) -> ResourceError:
+    return ResourceError(f"no Ray answers there ({said})", where=f"RAY_ADDRESS={address}", todo="start one with `ray start --head`, or unset it for a local one")
 
 
 def close() -> None:
@@ -173,8 +207,10 @@ def _number(value: float) -> str:
     return f"{value:g}"
 
 
-def call(function: Callable[..., R], *args: Any, num_cpus: float = 1.0, num_gpus: float = 0.0) -> R:
+def call(function: Callable[..., R], *args: Any, num_cpus: float = 1.0, num_gpus: float = 0.0, max_retries: int = 1) -> R:
     """Runs `function(*args)` in a fresh Ray worker process that ends afterwards, which frees all that torch took.
+
+    A process that is lost is replaced by another, which begins anew, `max_retries` times.
 
     Raises:
         FmrayError: the function raised it.
@@ -185,7 +221,7 @@ def call(function: Callable[..., R], *args: Any, num_cpus: float = 1.0, num_gpus
     connect()
     bundle = {"CPU": num_cpus} | ({"GPU": num_gpus} if num_gpus else {})
     require([bundle], wait_s=60.0)
-    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_calls=1, max_retries=1)(function)
+    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_calls=1, max_retries=max_retries)(function)
     try:
         result: R = ray.get(remote.remote(*args))
     except ray.exceptions.RayTaskError as error:

@@ -4,10 +4,10 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
@@ -20,6 +20,8 @@ from fmray.core.report import Decision
 from fmray.report.figures import duration, key_figures, number
 
 PLAIN_EVERY_S = 10.0
+BESIDE_ROWS = 6
+"""Lines of a terminal that a table leaves free: for its head, the step's own line, and what was said before."""
 
 
 @contextlib.contextmanager
@@ -46,13 +48,15 @@ def quiet_terminal(log: Path) -> Iterator[Console]:
 
 
 class LiveRun:
-    """Follows a run on a console: a live line on a terminal, else a plain line every ten seconds."""
+    """Follows a run on a console: on a terminal a live line, and a table where a step has one; else a plain line every ten seconds."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._began = self._last_plain = time.monotonic()
         self._step = ""
+        self._line: RenderableType = Text("")
+        self._table: RenderableType | None = None
 
     def __enter__(self) -> "LiveRun":
         if self._live is not None:
@@ -67,8 +71,24 @@ class LiveRun:
         """A step begins (or answers from cache)."""
         self._began = self._last_plain = time.monotonic()
         self._step = name if round_ == 1 else f"{name}@{round_}"
+        self._line, self._table = Spinner("dots", Text(f"{self._step}")), None
+        self._draw()
+
+    def _draw(self) -> None:
         if self._live is not None:
-            self._live.update(Spinner("dots", Text(f"{self._step}")))
+            self._live.update(self._line if self._table is None else Group(self._line, self._table))
+
+    def table(self, step: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """What goes on inside the step at work, as many rows as the terminal has room for."""
+        if self._live is None:
+            return
+        table = Table(*columns, box=None, padding=(0, 2, 0, 0), header_style="dim")
+        shown = rows[: max(1, self.console.height - BESIDE_ROWS)]
+        for row in shown:
+            table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
+        more = Text(f"and {len(rows) - len(shown)} more", style="dim") if len(rows) > len(shown) else Text("")
+        self._table = Group(table, more)
+        self._draw()
 
     def progress(self, step: str, text: str, done: float | None, total: float | None, figures: Mapping[str, float]) -> None:
         """The step at work moved on."""
@@ -86,7 +106,8 @@ class LiveRun:
             if done is not None and total:
                 cells.append(ProgressBar(total=total, completed=done, width=24))
             grid.add_row(*cells, Text(line), Text(duration(seconds), style="dim"))  # type: ignore[arg-type]
-            self._live.update(grid)
+            self._line = grid
+            self._draw()
         elif time.monotonic() - self._last_plain >= PLAIN_EVERY_S:
             self._last_plain = time.monotonic()
             self.console.print(f"  … {self._step}  {line}", markup=False, soft_wrap=True)
@@ -99,8 +120,8 @@ class LiveRun:
         figures = ", ".join(f"{label} {value}" for label, value in key_figures(record)[:4])
         when = "cached" if outcome.state == "cached" else duration(record.wall_s)
         self.console.print(f"{mark} [bold]{escape(self._step):<12}[/] {when:>12}  {escape(figures)}", soft_wrap=True)
-        if self._live is not None:
-            self._live.update(Text(""))
+        self._line, self._table = Text(""), None
+        self._draw()
 
 
 def _figure(name: str, value: float) -> str:

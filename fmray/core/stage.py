@@ -8,7 +8,7 @@ import shutil
 import socket
 import time
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -30,6 +30,9 @@ class Watcher(Protocol):
 
     def progress(self, step: str, text: str, done: float | None, total: float | None, figures: Mapping[str, float]) -> None:
         """A step moved on."""
+
+    def table(self, step: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """What goes on inside a step, in place of what its last table showed."""
 
 
 @dataclass
@@ -54,6 +57,11 @@ class Out:
         """Shows how far the step is, with current figures such as `loss` and `tokens_per_s`."""
         if self.watcher is not None:
             self.watcher.progress(self.name, text, done, total, figures)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Shows what goes on inside the step, most telling rows first: there may be room for some of them, or on a log for none."""
+        if self.watcher is not None:
+            self.watcher.table(self.name, columns, rows)
 
     def spend(self, *, device: str, count: int, seconds: float) -> None:
         """Counts devices used for a time into the artifact's provenance."""

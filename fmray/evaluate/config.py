@@ -1,6 +1,7 @@
 """The config of the evaluate stage."""
 
 import re
+from collections.abc import Mapping
 
 from pydantic import Field, field_validator
 
@@ -38,8 +39,17 @@ class EvaluateConfig(Config):
     @field_validator("tasks")
     @classmethod
     def _can_be_put(cls, tasks: dict[str, LmTask]) -> dict[str, LmTask]:
-        """Each task with its definition read, which is that of its own name unless it gives another."""
-        for name in tasks:
-            if not NAME.fullmatch(name):
-                raise ValueError(f"'{name}' is no name for a task: letters, digits and _ . - @, no sign first")
-        return {name: task.named(name) for name, task in tasks.items()}
+        return named(tasks)
+
+
+def named(tasks: Mapping[str, LmTask]) -> dict[str, LmTask]:
+    """Each task with its definition read, which is that of its own name unless it gives another.
+
+    Raises:
+        ValueError: a name that no metric could bear.
+        ConfigError: see `LmTask.named`.
+    """
+    for name in tasks:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"'{name}' is no name for a task: letters, digits and _ . - @, no sign first")
+    return {name: task.named(name) for name, task in tasks.items()}

@@ -21,9 +21,11 @@ from fmray.core.stage import Out
 from fmray.data.dataset import TokenDataset
 from fmray.data.text import overlap
 from fmray.evaluate.config import EvaluateConfig
+from fmray.evaluate.cross_validated import how, over_folds
 from fmray.model.checkpoint import Checkpoint
 from fmray.tasks import Predictions, Task, TaskData, task_from
 from fmray.tasks.classifier import Classifier
+from fmray.tasks.folds import Said, cut
 
 EXAMPLES = "examples.jsonl"
 CONFUSION = "confusion.json"
@@ -39,7 +41,8 @@ def evaluate_downstream(
     """The metrics of a tuned checkpoint on its task's test split, and the name of the per-example file.
 
     Beside the model stand the task's baselines (of text: the most frequent label, TF-IDF with logistic regression), and the same
-    architecture from random weights, all of it tuned with the same hyperparameters, when the checkpoint keeps that control.
+    architecture from random weights, all of it tuned with the same hyperparameters, when the checkpoint keeps that control. Of a
+    cross-validated checkpoint every example is judged, by what the models of the folds said of it.
 
     Raises:
         ConfigError: the step sets what holds for held-out rows alone.
@@ -78,15 +81,19 @@ def _judge(
     import torch
 
     torch.set_num_threads(config.num_cpus)
-    baselines = task.baselines(data, config.seed)
+    held_out, about, more = Said.read(model), "", list[Metric]()
+    if held_out is None:
+        systems = {name: predict(path, task, data, config.micro_batch_size) for name, path in ((MODEL, model), (RANDOM_INIT, control)) if path is not None}
+        baselines = task.baselines(data, config.seed)
+    else:
+        folds, systems = cut(task, data, held_out.n_folds), dict(held_out.systems)
+        data, baselines, about, more = folds.whole, folds.baselines(task, config.seed), how(folds), over_folds(task, folds, systems, MODEL)
     notes = {name: note for name, (_, note) in baselines.items()}
-    predictions = {MODEL: predict(model, task, data, config.micro_batch_size), **{name: said for name, (said, _) in baselines.items()}}
-    if control is not None:
-        predictions[RANDOM_INIT] = predict(control, task, data, config.micro_batch_size)
+    predictions = systems | {name: said for name, (said, _) in baselines.items()}
     seen_N = _seen(data.splits["test"].texts, hashes)
     write_examples(folder / EXAMPLES, task, data, predictions, seen_N)
     _write_confusion(folder / CONFUSION, data, predictions[MODEL])
-    return [*task_metrics(task, data, predictions, notes, seen_N, config.seed), _truncated(model, task, data)]
+    return [*task_metrics(task, data, predictions, notes, seen_N, config.seed, about), *more, _truncated(model, task, data)]
 
 
 def _truncated(path: Path, task: Task, data: TaskData) -> Metric:
@@ -117,13 +124,15 @@ def _seen(texts: Sequence[str], hashes: Path | None) -> NDArray[np.float64] | No
 
 
 def task_metrics(
-    task: Task, data: TaskData, predictions: Mapping[str, Predictions], notes: Mapping[str, str], seen_N: NDArray[np.float64] | None, seed: int
-) -> list[Metric]:
-    """All metrics from the test predictions of each system; intervals by resampling the task's units of test examples."""
+    task: Task, data: TaskData, predictions: Mapping[str, Predictions], notes: Mapping[str, str], seen_N: NDArray[np.float64] | None, seed: int,
+    about: str = "",
+) -> list[Metric]:  # fmt: skip
+    """All metrics from the test predictions of each system, with a word `about` them; intervals by resampling the task's units of test examples."""
     targets, main = data.splits["test"].targets, task.main_metric
     unit_N = task.units(data.splits["test"])
     n_units = int(unit_N.max()) + 1
     grouped = f"{len(targets)} examples in {n_units} groups, which are resampled whole" if n_units < len(targets) else ""
+    known = "; ".join(word for word in (grouped, about) if word)
 
     def figures(system: str, weights_RU: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         return task.figures(data.labels, targets, predictions[system], weights_RU[:, unit_N])
@@ -142,7 +151,7 @@ def task_metrics(
 
     control = draws(RANDOM_INIT) if RANDOM_INIT in predictions else {}
     metrics = [
-        metric(key, interval, better=key not in task.lower_is_better, control=control[key].value if key in control else None, note=grouped)
+        metric(key, interval, better=key not in task.lower_is_better, control=control[key].value if key in control else None, note=known)
         for key, interval in draws(MODEL).items()
     ]
     metrics += [metric(f"{name}_{main}", draws(name)[main], better=None, note=note) for name, note in notes.items()]

@@ -25,10 +25,10 @@ def kept_bytes(elements: float, in_float32: float, precision: Precision) -> floa
 def attention_bytes(layers: int, heads: int, queries: float, keys: float, *, precision: Precision, attention: str, masked: bool) -> float:
     """Bytes that attention keeps of a row besides queries, keys, values and output.
 
-    Eager attention keeps its scores, at most so many bytes. Fused attention keeps none, but where it is given a mask of what sees what (`masked`), every
-    layer makes numbers of it and keeps them.
+    Eager attention keeps its scores, at most so many bytes. Fused attention keeps none, but where sdpa is given a mask of what sees what (`masked`), every
+    layer makes numbers of it and keeps them; flash and flex attention are told documents' bounds instead.
     """
     square = queries * keys
     if attention == "eager":
         return square * (heads * (layers * SCORE_KEPT[precision] + SCORE_PASSING[precision]) + ELEMENT_BYTES[precision])
-    return square * (1 + layers * ELEMENT_BYTES[precision]) if masked else 0.0
+    return square * (1 + layers * ELEMENT_BYTES[precision]) if masked and attention == "sdpa" else 0.0

@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -57,7 +58,8 @@ class Checkpoint(Payload, kind="checkpoint"):
 
     `digest` is the sha256 over the Hugging Face files (relative names and contents). `step` counts optimizer steps and
     `tokens_seen` the positions trained on, both summed over all rounds; None and 0 mean that it was not trained here.
-    `objective` is the config of what it was pretrained with here.
+    `objective` is the config of what it was pretrained with here. `adapter_digest` is that of the low-rank adapter which lies unmerged in
+    `adapter/` and of which the model is the sum with its parent.
     """
 
     head: Head
@@ -77,6 +79,7 @@ class Checkpoint(Payload, kind="checkpoint"):
     figures: dict[str, float] = {}
     watched: Watched = Watched()
     cost: Cost | None = None
+    adapter_digest: str | None = None
 
 
 def hf_files(root: Path) -> list[str]:
@@ -125,25 +128,27 @@ def count_weights(root: Path) -> int:
     """
     total = 0
     for file in sorted(root.glob("*.safetensors")):
-        for name, entry in _safetensors_header(file).items():
-            if name != "__metadata__" and not name.endswith(BUFFERS):
-                size = 1
-                for length in entry["shape"]:
-                    size *= length
-                total += size
+        total += sum(math.prod(shape) for name, shape in tensor_shapes(file).items() if not name.endswith(BUFFERS))
     return total
 
 
-def _safetensors_header(file: Path) -> dict[str, Any]:
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a safetensors file, read from its header alone.
+
+    Raises:
+        ArtifactError: its header is damaged or truncated.
+    """
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= file.stat().st_size - 8:
                 raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        shapes = {name: tuple(int(length) for length in entry["shape"]) for name, entry in entries.items()}
+        ends = [entry["data_offsets"][1] for entry in entries.values()]
         if max(ends, default=0) != file.stat().st_size - 8 - length:
             raise ValueError("its length is not what its header says")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"is not a whole safetensors file ({error})", where=str(file), todo="copy the checkpoint again") from None
-    return dict(header)
+    return shapes

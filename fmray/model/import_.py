@@ -6,11 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fmray.core.artifact import sha256_file
+from fmray.core.artifact import Artifact, sha256_file
 from fmray.core.config import Config
-from fmray.core.errors import ArtifactError
+from fmray.core.errors import ArtifactError, ConfigError
 from fmray.core.stage import Out, stage
-from fmray.model.checkpoint import Checkpoint, Head, count_weights, hf_digest, hf_files, read_hf_config
+from fmray.model.adapter import (
+    ADAPTER,
+    CONFIG,
+    WEIGHTS,
+    Adapter,
+    adapter_digest,
+    is_adapter,
+    merge,
+    read_adapter,
+    require_fit,
+)
+from fmray.model.checkpoint import Checkpoint, Head, count_weights, hf_digest, hf_files, read_hf_config, tokenizer_files
+from fmray.model.language_model import LanguageModel
 
 # What the name of a model's class ends in, in the order in which it is asked: a bare `BertModel` is an encoder without a head.
 HEADS: dict[str, Head] = {
@@ -25,7 +37,8 @@ LABELLED = ("sequence_classification", "token_classification")
 
 
 class ImportConfig(Config):
-    """Where the model lies: a directory that `save_pretrained` wrote, with safetensors weights and its tokenizer (or image processor)."""
+    """Where the model lies: a directory that `save_pretrained` wrote, with safetensors weights and its tokenizer (or image processor), or one
+    that peft wrote, with a low-rank adapter on the input `base`."""
 
     path: str
 
@@ -38,25 +51,38 @@ class ImportConfig(Config):
         """The files by name and sha256, wherever they lie.
 
         Raises:
-            ArtifactError: the directory is no checkpoint.
+            ArtifactError: the directory is no checkpoint and no adapter.
         """
-        check_directory(self.folder)
-        return {"files": {name: sha256_file(self.folder / name) for name in hf_files(self.folder)}}
+        if is_adapter(self.folder):
+            read_adapter(self.folder)
+            names = [CONFIG, WEIGHTS]
+        else:
+            check_directory(self.folder)
+            names = hf_files(self.folder)
+        return {"files": {name: sha256_file(self.folder / name) for name in names}}
 
 
 def plan(config: ImportConfig, upstream: Mapping[str, Config]) -> dict[str, str]:
-    """What `fmray check` says: the model that lies there."""
+    """What `fmray check` says: the model or the adapter that lies there."""
+    if is_adapter(config.folder):
+        return {"adapter": f"{len(read_adapter(config.folder).layers)} layers from {config.path}"}
     hf_config = check_directory(config.folder)
     return {"model": f"{hf_config['architectures'][0]} from {config.path}", "parameters": f"{count_weights(config.folder):,}"}
 
 
 @stage("import", version=1, plan=plan)
-def import_(config: ImportConfig, out: Out) -> Checkpoint:
-    """Copies the Hugging Face files. No code of the model's is run and no pickle is read.
+def import_(config: ImportConfig, out: Out, base: Artifact[Checkpoint] | None = None) -> Checkpoint:
+    """Copies the Hugging Face files; an adapter's beside the sum of its base and it. No code of the model's is run and no pickle is read.
 
     Raises:
-        ArtifactError: the directory is not a checkpoint of a head that fmray knows.
+        ArtifactError: the directory is not a checkpoint of a head that fmray knows, or an adapter that does not fit the base.
+        ConfigError: an adapter without a base, or a base without an adapter.
     """
+    if is_adapter(config.folder) != (base is not None):
+        what = "is a model of its own, and only an adapter has a base" if base is not None else "is an adapter, and there is no base"
+        raise ConfigError(what, where=str(config.folder), todo="give the input `base`, a checkpoint, to adapters alone")
+    if base is not None:
+        return _sum(read_adapter(config.folder), base, out)
     hf_config = check_directory(config.folder)
     for number, name in enumerate(names := hf_files(config.folder)):
         out.progress(name, done=number, total=len(names))
@@ -71,6 +97,26 @@ def import_(config: ImportConfig, out: Out) -> Checkpoint:
         vocab_size=int(hf_config.get("vocab_size") or 0),
         labels=tuple(labels[key] for key in sorted(labels, key=int)) if head in LABELLED else (),
     )
+
+
+def _sum(adapter: Adapter, base: Artifact[Checkpoint], out: Out) -> Checkpoint:
+    """The base with the adapter merged into its weights, so that it is judged as any model, and the adapter beside it."""
+    if base.payload.head != "causal_lm":
+        raise ArtifactError(f"has a {base.payload.head} head, and adapters are imported on causal models", where=str(base.path))
+    require_fit(adapter, base.path)
+    opened = LanguageModel.load(base.path, "cpu")
+    merge(adapter, opened.model)
+    opened.model.save_pretrained(out.path)
+    for name in tokenizer_files(base.path):
+        shutil.copyfile(base.path / name, out.path / name)
+    (out.path / ADAPTER).mkdir(exist_ok=True)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(adapter.folder / name, out.path / ADAPTER / name)
+    digest, kept = hf_digest(out.path), adapter_digest(out.path / ADAPTER)
+    return Checkpoint(
+        head=base.payload.head, architecture=base.payload.architecture, digest=digest, n_params=count_weights(out.path),
+        vocab_size=base.payload.vocab_size, parent=base.fingerprint, adapter_digest=kept,
+    )  # fmt: skip
 
 
 def check_directory(root: Path) -> Mapping[str, Any]:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from fmray.model.activations import ELEMENT_BYTES, Precision
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -69,6 +71,25 @@ def fuse_head(model: Any) -> None:
     head.forward = forward
 
 
+def chunk_rows(vocab_size: int, device: str) -> int:
+    """Positions of which logits are made at a time."""
+    return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocab_size))
+
+
+def fused_bytes(positions: int, vocab_size: int, width: int, *, precision: Precision, device: str) -> float:
+    """The most bytes that a fused head holds at once for a loss of so many positions, besides what the rest of the model holds for them.
+
+    Of three moments: in a chunk there are its logits in float32 and its logits' gradients in the model's precision, the positions that
+    were picked out and their gradients, the weight's gradient so far and what the chunk adds to it; on the way back these gradients
+    are scaled, first those of positions, then those of the weight, in float32 and then in the model's precision.
+    """
+    size, cast = ELEMENT_BYTES[precision], 0 if precision == "fp32" else ELEMENT_BYTES[precision]
+    hidden, weight = positions * width, vocab_size * width
+    chunk = min(positions, chunk_rows(vocab_size, device)) * vocab_size * (4 + cast)
+    scaled_hidden = hidden * (size + 4 + (4 if cast else 0)) + 4 * weight
+    return float(max(2 * size * hidden + (4 + size) * weight + chunk, scaled_hidden, 2 * size * hidden + (8 + cast) * weight))
+
+
 def _compute_dtype(weight: Tensor) -> torch.dtype:
     import torch
 
@@ -92,7 +113,7 @@ def _chunked() -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]:
             grad_ND = torch.empty_like(hidden_ND) if turns else None
             grad_VD = torch.zeros(weight_VD.shape, dtype=torch.float32, device=hidden_ND.device) if turns else None
             grad_V = torch.zeros(bias_V.shape, dtype=torch.float32, device=hidden_ND.device) if turns and bias_V is not None else None
-            size = max(1, CHUNK_BYTES.get(hidden_ND.device.type, CHUNK_BYTES["cuda"]) // (4 * weight_VD.shape[0]))
+            size = chunk_rows(weight_VD.shape[0], hidden_ND.device.type)
             for at in range(0, len(labels_N), size):
                 some_CD, told_C1 = hidden_ND[at : at + size], labels_N[at : at + size, None]
                 logits_CV = F.linear(some_CD, weight_VD, bias_V).float()

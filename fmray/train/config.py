@@ -7,7 +7,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fmray.core.config import Config, runtime
+from fmray.core.errors import ConfigError
+from fmray.evaluate.config import named
+from fmray.evaluate.lm_tasks.config import LmTask
 from fmray.model.architectures import Architecture
+from fmray.model.attention import Attention, Implementation, attention_fault, implementation
 from fmray.objectives import Objective
 from fmray.objectives.causal_lm import CausalLM
 from fmray.train.deepspeed_engine import Zero, deepspeed_config
@@ -69,7 +73,7 @@ class PretrainConfig(Config):
         global_batch_size: rows of one optimizer step, over all workers.
         num_workers: a number, or `{min: , max: }` for as many as the cluster has room for; each of these numbers must divide the batch.
         max_steps: optimizer steps of this run; `epochs` may stand instead. A round that a gate sent back trains as many more.
-        attention: transformers' attention implementation; `auto` is the fastest whose masks were found right for rows of several documents: sdpa.
+        attention: transformers' attention implementation; `auto` is the fastest that is right for the masks in use (see `model.attention`).
         deepspeed: merged last into the DeepSpeed config.
         fused_loss: whether the loss is taken inside of the output head, a few positions at a time, where the model allows it.
         activation_checkpointing: whether layers keep their inputs alone and compute the rest again on the way back.
@@ -89,6 +93,7 @@ class PretrainConfig(Config):
         ledger: whether every worker puts down which rows it read, and the record then proves that each was read once an epoch.
         eval_every_steps: how often the held-out loss is measured while it trains, and at the end; never when left out.
         eval_rows: of how many validation rows at most, evenly spread.
+        eval_tasks: likelihood tasks (see the stage evaluate) that are measured whenever the held-out loss is, on at most `limit` documents each.
         trackers: where the figures are shown besides; a name stands for that tracker with its defaults.
         profile: the steps of which torch.profiler keeps a trace.
     """
@@ -101,7 +106,7 @@ class PretrainConfig(Config):
     epochs: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Precision = "bf16"
-    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    attention: Attention = "auto"
     compile: bool = False
     deepspeed: dict[str, Any] = {}
     engine: Literal["deepspeed", "torch"] = runtime("deepspeed")
@@ -125,6 +130,7 @@ class PretrainConfig(Config):
     ledger: bool = runtime(False)
     eval_every_steps: int | None = runtime(None, ge=1)
     eval_rows: int = runtime(1024, ge=1)
+    eval_tasks: dict[str, LmTask] = runtime({})
     trackers: tuple[Tracker, ...] = runtime((Tensorboard(),))
     profile: Profile | None = runtime(None)
 
@@ -132,6 +138,20 @@ class PretrainConfig(Config):
     @classmethod
     def _named(cls, data: Any) -> Any:
         return tuple({"type": item} if isinstance(item, str) else item for item in data) if isinstance(data, (list, tuple)) else data
+
+    @field_validator("eval_tasks")
+    @classmethod
+    def _can_be_put(cls, tasks: dict[str, LmTask]) -> dict[str, LmTask]:
+        try:
+            found = named(tasks)
+        except ConfigError as error:
+            raise ConfigError(error.what, where=f"eval_{error.where}", todo=error.todo) from None
+        for name, task in found.items():
+            if task.limit is None:
+                raise ValueError(f"{name} needs a limit: all of its documents would be asked about again and again")
+            if task.output == "generate_until":
+                raise ValueError(f"{name} has the model write, which takes too long while it trains: leave that to the stage evaluate")
+        return found
 
     @field_validator("states")
     @classmethod
@@ -152,11 +172,17 @@ class PretrainConfig(Config):
             raise ValueError(f"objective {kind} does not pretrain: it is for finetune and search")
         if self.model is not None and self.model.family != family:
             raise ValueError(f"objective {kind} trains an architecture of the family {family}, and model {self.model.type} is of {self.model.family}")  # type: ignore[attr-defined]
+        if why := attention_fault(self.attention, family=family, precision=self.precision, use_gpu=self.use_gpu, autocast=self.is_autocast):
+            raise ValueError(why)
         if not self.objective.adds_up and (self.grad_accum_steps > 1 or self.global_batch_size < 2):
             raise ValueError(f"objective {kind} tells the rows of one batch apart: leave micro_batch_size out (gradients cannot be accumulated) and set global_batch_size to at least 2")
         if self.keep_checkpoints.metric == EVAL_LOSS and self.eval_every_steps is None:
             raise ValueError(f"keep_checkpoints.metric {EVAL_LOSS} is measured with eval_every_steps alone: set it")
+        if self.eval_tasks and self.eval_every_steps is None:
+            raise ValueError("eval_tasks are measured with eval_every_steps alone: set it")
         self._check_watching()
+        if "optimizer" in self.deepspeed and self.optim.implementation != "auto":
+            raise ValueError(f"optim.implementation {self.optim.implementation} is one of torch's AdamW, and deepspeed.optimizer takes its place: leave one of them out")
         self.engine_config()
         return self
 
@@ -195,10 +221,15 @@ class PretrainConfig(Config):
         """The same on `count` workers, one of the numbers that `num_workers` may come to."""
         return self.model_copy(update={"num_workers": Workers(min=count, max=count)})
 
+    def attention_for(self, model_type: str) -> Implementation:
+        """The attention that `auto` comes to for models of this type here, or what is asked for."""
+        assert self.objective.family is not None
+        return implementation(self.attention, family=self.objective.family, model_type=model_type, precision=self.precision, use_gpu=self.use_gpu)
+
     @property
-    def attention_used(self) -> Literal["sdpa", "eager"]:
-        """The attention that `auto` comes to, or what is asked for."""
-        return "sdpa" if self.attention == "auto" else self.attention
+    def is_autocast(self) -> bool:
+        """Whether float32 weights are computed with in bf16, as plain torch does and DeepSpeed at stage 0."""
+        return self.precision == "bf16" and (self.engine == "torch" or self.zero.stage == 0)
 
     @property
     def rows_per_pass(self) -> int:

@@ -185,7 +185,8 @@ class TorchEngine(Engine):
         """See `Engine`."""
         import torch
 
-        count = checked_count(sum(objective.count(batch) for batch in micro_batches), self.step)
+        (n_targets,) = self._over_workers(sum(objective.count(batch) for batch in micro_batches))
+        count = checked_count(int(n_targets), self.step)
         self.module.train()
         loss_sum = torch.zeros((), device=self.device)
         for batch in micro_batches:
@@ -196,15 +197,24 @@ class TorchEngine(Engine):
         for parameter in self.module.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        self._add_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._optim.max_grad_norm)
         lr = set_lr(self._optimizer, self._lr_at(self.step - self.skipped))
-        stats = StepStats(loss_sum.item(), count, norm.item(), lr, stop_asked())
+        loss, askers = self._over_workers(loss_sum.item(), float(stop_asked()))
+        stats = StepStats(loss, count, norm.item(), lr, askers > 0)
         if stats.applied:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.skipped += not stats.applied
         return stats
+
+    def _over_workers(self, *numbers: float) -> list[float]:
+        """Each number added up over all workers; here there is one."""
+        return list(numbers)
+
+    def _add_gradients(self) -> None:
+        """Adds the gradients up over all workers; here there is one."""
 
     def _held(self) -> Held:
         return held_whole(self.module, self._optimizer)

@@ -1,6 +1,8 @@
 """Held-out loss while a training goes on, computed by all workers together and without a trace in what is trained."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -38,6 +40,21 @@ def check_evaluation(config: PretrainConfig, data: TokenDataset, where: str) -> 
         raise ConfigError(why, where=f"{where}.eval_every_steps", todo="leave it out, prepare a larger validation split" + ("" if needed == 1 else ", or raise eval_rows"))
 
 
+@contextlib.contextmanager
+def looked_at(engine: Engine) -> Iterator[None]:
+    """An engine's module without dropout for the block; its mode and the random state are afterwards what they were."""
+    import torch
+
+    module, training = engine.module, engine.module.training
+    with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
+        torch.manual_seed(SEED)
+        module.eval()
+        try:
+            yield
+        finally:
+            module.train(training)
+
+
 class HeldOut:
     """The mean loss a target of the validation rows, over all workers.
 
@@ -61,15 +78,9 @@ class HeldOut:
         """
         import torch
 
-        objective, module, training = self._config.objective, engine.module, engine.module.training
-        devices = [engine.device] if engine.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(SEED)
-            module.eval()
-            try:
-                sums, _ = score_rows(engine.forward, engine.device, objective, (batch for batch, _ in self._passes))
-            finally:
-                module.train(training)
+        objective = self._config.objective
+        with looked_at(engine):
+            sums, _ = score_rows(engine.forward, engine.device, objective, (batch for batch, _ in self._passes))
         counted = np.array([counts for _, counts in self._passes])
         targets = sum(objective.count(batch) for batch, counts in self._passes if counts)
         total = torch.tensor([float(sums[counted].sum()), float(targets)], dtype=torch.float64, device=engine.device)

@@ -5,7 +5,7 @@ lies where; who loads takes the stretches that are its own. DeepSpeed's own chec
 universal ones must be converted first, know no stage 0, and at stage 3 give every parameter group the weight decay of the first.
 
 A trained parameter has its float32 weights and what AdamW keeps of it. Weights that are not trained are those that the model is
-built with; the random numbers of a step come from the seed and its number.
+built with; the random numbers of a step come from the seed, its number and where rows stand in its batch.
 """
 
 import functools

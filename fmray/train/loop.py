@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-
 from fmray.core.cursor import Cursor
 from fmray.core.errors import RunError
 from fmray.objectives import Batch
+from fmray.train.draws import Draws
 from fmray.train.engine import Engine, Learnt, StepStats, never
 
 # This worker's micro-batches of one global batch, and where the data stands behind them.
@@ -17,27 +16,26 @@ OnNonfinite = Callable[[StepStats, Sequence[Batch], Cursor], None]
 
 def train(
     engine: Engine, objective: Learnt, batches: Iterable[Step], *, max_steps: int, seed: int, on_step: OnStep,
-    on_nonfinite: OnNonfinite | None = None, stop_asked: Callable[[], bool] = never,
+    on_nonfinite: OnNonfinite | None = None, stop_asked: Callable[[], bool] = never, rank: int = 0, world_size: int = 1,
 ) -> None:  # fmt: skip
     """Trains until `engine.step` is `max_steps`, the batches run out or a worker was asked to stop; tells `on_step` after every optimizer step.
 
-    torch's generator is seeded from (seed, step) before each step, so dropout needs no saved random state to resume.
+    What drops units is seeded for each micro-batch from seed, step and the place of its rows, so it needs no saved random state to resume
+    and workers draw apart; see `Draws`.
 
     Args:
         on_nonfinite: is told of a step that was not applied because loss or gradient norm is no finite number, and raises to stop.
         stop_asked: whether this worker was asked to stop; all workers then leave behind the same step, which `on_step` is told.
+        rank: whose batches these are, of `world_size` workers.
 
     Raises:
         RunError: a loss or gradient norm is no finite number, and no `on_nonfinite` was given. It is the same on every worker, so all stop together.
     """
-    import torch
-
-    remaining = iter(batches)
+    remaining, learnt = iter(batches), Draws(objective, seed, rank=rank, world_size=world_size)
     while engine.step < max_steps and (item := next(remaining, None)) is not None:
         micro_batches, cursor = item
-        # Mixed, for torch's generator on a CPU takes the low 32 bits alone.
-        torch.manual_seed(int(np.random.SeedSequence([seed, engine.step]).generate_state(1, np.uint64)[0]))
-        stats = engine.train_batch(micro_batches, objective, stop_asked)
+        learnt.begin(engine.step)
+        stats = engine.train_batch(micro_batches, learnt, stop_asked)
         if not stats.applied:
             if on_nonfinite is None:
                 raise RunError(f"{stats.fault} at step {engine.step}", todo="lower optim.lr, raise optim.warmup_steps or look at the data")

@@ -1,10 +1,10 @@
 """AdamW with decoupled weight decay, and the learning rate as a function of the step."""
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fmray.core.config import Config
+from fmray.core.config import Config, runtime
 from fmray.train.schedules import Schedule
 from fmray.train.schedules.cosine import Cosine
 
@@ -12,8 +12,17 @@ if TYPE_CHECKING:
     import torch
 
 
+Implementation = Literal["auto", "fused", "foreach", "single"]
+
+
 class Optim(Config):
-    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) and its schedule."""
+    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) and its schedule.
+
+    Attributes:
+        implementation: how torch carries the update out, which changes its rounding alone: in one kernel (`fused`), as operations over all
+            tensors at once (`foreach`, which holds the roots of all second moments meanwhile), or a tensor after the other (`single`).
+            `auto` is fused, on CPUs and GPUs alike: it reads and writes every number once.
+    """
 
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0)
@@ -22,6 +31,7 @@ class Optim(Config):
     max_grad_norm: float = Field(1.0, gt=0)
     schedule: Schedule = Cosine()
     warmup_steps: int = Field(0, ge=0)
+    implementation: Implementation = runtime("auto")
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> Self:
@@ -50,7 +60,9 @@ def param_groups(model: "torch.nn.Module", weight_decay: float) -> list[dict[str
 
 
 def adamw(model: "torch.nn.Module", optim: Optim) -> "torch.optim.AdamW":
-    """torch's fused AdamW over the decay groups."""
+    """torch's AdamW over the decay groups, carried out as the config says."""
     import torch
 
-    return torch.optim.AdamW(param_groups(model, optim.weight_decay), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    kind = "fused" if optim.implementation == "auto" else optim.implementation
+    groups = param_groups(model, optim.weight_decay)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=kind == "fused", foreach=kind == "foreach")

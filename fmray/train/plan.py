@@ -1,10 +1,11 @@
 """What `fmray check` says of a pretraining before anything runs: batch, parameters, memory, the micro-batch that fits, time and price."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fmray.core.config import Config
 from fmray.model.architectures import Architecture, padded_vocab_size
+from fmray.model.target_loss import fused_bytes
 from fmray.train.config import PretrainConfig
 from fmray.train.engine import Precision
 
@@ -77,27 +78,44 @@ def memory_lines(config: PretrainConfig, model: Architecture, n_params: int, voc
     lines = {"memory a worker": ", ".join(f"stage {stage}: {size:.3g} GiB" for stage, size in enumerate(sizes)) + " (weights, gradients, optimizer; activations on top)"}
     if bucket := bucket_bytes(config):
         lines["memory a worker"] += f"; DeepSpeed sets {size(bucket)} aside for reducing gradients"
-    row = model.activation_bytes(vocab_size, seq_len, precision=config.precision, attention=config.attention_used, reads=config.objective.reads)
-    if row is None:
+    held = held_by(config, model, vocab_size, seq_len)
+    if held is None:
         return lines | {"activations": f"not known: {model.type} does not count them"}  # type: ignore[attr-defined]
-    row *= AUTOCAST if is_autocast(config) else 1
-    lines["activations"] = f"{size(config.rows_per_pass * row)} a micro-batch of {config.rows_per_pass} rows ({size(row)} a row)"
-    if config.fused_loss and vocab_size:
-        lines["activations"] += "; at most, for a fused loss never holds all logits"
+    passed = config.rows_per_pass
+    lines["activations"] = f"{size(held(passed))} a micro-batch of {passed} rows ({size(held(1))} a row alone)"
     if config.device.memory_gb is None:
         return lines
     room = USABLE * config.device.memory_gb * GIB - n_params * worker_bytes_per_param(config) - bucket
     # Whatever number of workers there is, the micro-batch must divide its rows.
     rows = math.gcd(*(config.global_batch_size // n for n in config.num_workers.counts))
     # Activations are gone when the optimizer steps, which must fit as well.
-    largest = largest_micro_batch(rows, row, room) if n_params * update_bytes_per_param(config) <= room + bucket else 0
+    largest = largest_micro_batch(rows, held, room) if n_params * update_bytes_per_param(config) <= room + bucket else 0
     declared = f"{USABLE:.0%} of the declared {config.device.memory_gb:g} GiB"
     if largest:
         lines["largest micro-batch"] = f"{largest} of the {rows} rows of a worker, in {declared}"
     else:
         update = size(n_params * update_bytes_per_param(config))
-        lines["largest micro-batch"] = f"none: a row takes {size(row)}, the optimizer's step {update}, and weights, gradients and optimizer leave {size(max(0.0, room))} of {declared}"
+        lines["largest micro-batch"] = f"none: a row takes {size(held(1))}, the optimizer's step {update}, and weights, gradients and optimizer leave {size(max(0.0, room))} of {declared}"
     return lines
+
+
+def held_by(config: PretrainConfig, model: Architecture, vocab_size: int, seq_len: int) -> Callable[[int], float] | None:
+    """Bytes that forward and backward of so many rows hold at once besides weights and gradients; None where the architecture does not count them.
+
+    A fused loss holds the logits of some positions at a time, and gradients of the head's weight besides, however few the rows are. An
+    objective that trains no head has no logits.
+    """
+    has_head = config.objective.head != "encoder"
+    width = model.fused_width if config.fused_loss and has_head else 0
+    row = model.activation_bytes(
+        vocab_size if has_head and not width else 0, seq_len, precision=config.precision, attention=config.attention_for(model.type), reads=config.objective.reads  # type: ignore[attr-defined]
+    )  # fmt: skip
+    if row is None:
+        return None
+    each, device = row * (AUTOCAST if config.is_autocast else 1), "cuda" if config.use_gpu else "cpu"
+    if not width:
+        return lambda rows: rows * each
+    return lambda rows: rows * each + fused_bytes(rows * seq_len, vocab_size, width, precision=config.precision, device=device)
 
 
 def size(n_bytes: float) -> str:
@@ -105,15 +123,10 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes / GIB:.3g} GiB" if n_bytes >= GIB else f"{n_bytes / 2**20:.3g} MiB"
 
 
-def is_autocast(config: PretrainConfig) -> bool:
-    """Whether float32 weights are computed with in bf16, as plain torch does and DeepSpeed at stage 0."""
-    return config.precision == "bf16" and (config.engine == "torch" or config.zero.stage == 0)
-
-
 def worker_bytes_per_param(config: PretrainConfig) -> float:
     """Bytes a parameter takes on a worker's device with this engine, stage and offload; autocast keeps a copy in bf16 besides."""
     if config.engine == "torch" or config.zero.stage == 0:
-        return state_bytes_per_param(0, 1, config.precision) + (2 if is_autocast(config) else 0)
+        return state_bytes_per_param(0, 1, config.precision) + (2 if config.is_autocast else 0)
     workers = config.num_workers.min
     found = state_bytes_per_param(config.zero.stage, workers, config.precision, accumulates=_accumulates(config))
     # Masters and moments, 12 bytes shared among the workers, lie on the host.
@@ -121,13 +134,20 @@ def worker_bytes_per_param(config: PretrainConfig) -> float:
 
 
 def update_bytes_per_param(config: PretrainConfig) -> float:
-    """Bytes a parameter that the optimizer's step holds on top: the shard's gradients in one piece, and of bf16 ones a copy in float32."""
-    stage = config.zero.stage
-    if config.engine == "torch" or stage == 0 or config.zero.offload_optimizer:
+    """Bytes a parameter that the optimizer's step holds on top: the shard's gradients in one piece, and of bf16 ones a copy in float32.
+
+    AdamW over all tensors at once (`foreach`) holds the roots of their second moments besides.
+    """
+    stage, workers = config.zero.stage, config.num_workers.min
+    if config.zero.offload_optimizer:
         return 0.0
+    sharded = config.engine == "deepspeed" and stage > 0
+    roots = 4 / (workers if sharded else 1) if config.optim.implementation == "foreach" else 0.0
+    if not sharded:
+        return roots
     if config.precision == "fp32" or _accumulates(config):
-        return 0.0 if stage == 1 and config.precision == "bf16" else 4 / config.num_workers.min
-    return 6 / config.num_workers.min
+        return roots + (0.0 if stage == 1 and config.precision == "bf16" else 4 / workers)
+    return roots + 6 / workers
 
 
 def bucket_bytes(config: PretrainConfig) -> float:
@@ -145,9 +165,9 @@ def _accumulates(config: PretrainConfig) -> bool:
     return config.with_workers(config.num_workers.min).grad_accum_steps > 1
 
 
-def largest_micro_batch(rows: int, row_bytes: float, room_bytes: float) -> int:
-    """The most rows of a forward pass that fit and divide a worker's `rows`; 0 when not even one does."""
-    return max((n for n in range(1, rows + 1) if rows % n == 0 and n * row_bytes <= room_bytes), default=0)
+def largest_micro_batch(rows: int, held: Callable[[int], float], room_bytes: float) -> int:
+    """The most rows of a forward pass that fit and divide a worker's `rows`, by what so many hold; 0 when not even one does."""
+    return max((n for n in range(1, rows + 1) if rows % n == 0 and held(n) <= room_bytes), default=0)
 
 
 def cost_lines(config: PretrainConfig, flops: float) -> dict[str, str]:

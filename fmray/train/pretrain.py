@@ -18,7 +18,8 @@ from fmray.core.stage import Job, Out, stage
 from fmray.data.dataset import TokenDataset
 from fmray.data.ledger import check_ledger
 from fmray.model.architectures import Architecture
-from fmray.model.architectures.hf_config import FAMILIES, PACKING
+from fmray.model.architectures.hf_config import FAMILIES, PACKING, HFConfig
+from fmray.model.attention import check_attention
 from fmray.model.checkpoint import Checkpoint, count_weights, hf_digest, read_hf_config
 from fmray.model.positions import max_positions, patch_size
 from fmray.objectives import Objective, setting_for
@@ -33,6 +34,7 @@ from fmray.train.plan import plan
 from fmray.train.remote import RemoteStates
 from fmray.train.seen import check_profile, figures_seen, seen
 from fmray.train.state import latest_state, prune_states
+from fmray.train.task_figures import check_tasks
 from fmray.train.trackers import TrackedRun
 from fmray.train.tracking import Tracking
 from fmray.train.trying import trial_lines
@@ -49,7 +51,7 @@ def trial(job: Job) -> dict[str, str]:
         return trial_lines(_job(config, arguments["dataset"], out, None, arguments.get("init")))
 
 
-@stage("pretrain", version=2, plan=plan, trial=trial)
+@stage("pretrain", version=3, plan=plan, trial=trial)
 def pretrain(
     config: PretrainConfig,
     dataset: Artifact[TokenDataset],
@@ -127,15 +129,24 @@ def _job(
     except ConfigError as error:
         raise ConfigError(error.what, where=f"{out.name}.{error.where}", todo=error.todo) from None
     _check_rows(config, dataset, read_hf_config(init.path) if init is not None else None, out.name)
+    check_attention(config.attention, _told(config.model, init), out.name)
     check_evaluation(config, data, out.name)
+    drawn = check_tasks(config, init.path if init is not None else dataset.path / "tokenizer", data.vocab_size, out.name)
     check_profile(config, config.total_steps(data.n_rows), out.name)
     first_step = previous.payload.step if previous is not None else 0
     return PretrainJob(
         config=config, model=model, dataset=dataset.path, vocab_size=data.vocab_size, seq_len=data.seq_len, positions=_positions(model, init, data), special_ids=data.special_ids, out=out.path,
         states=out.work / RUN, first_step=first_step, last_step=first_step + config.total_steps(data.n_rows),
         previous=previous.path / "work" / RUN if previous is not None else None, init=init.path if init is not None else None,
-        remote=f"{config.states}/{out.name}-{out.fingerprint[:16]}" if config.states is not None else None,
+        remote=f"{config.states}/{out.name}-{out.fingerprint[:16]}" if config.states is not None else None, drawn=drawn,
     )  # fmt: skip
+
+
+def _told(model: Architecture | None, init: Artifact[Checkpoint] | None) -> Mapping[str, Any]:
+    """What is known of the model's Hugging Face config before it is built; of a named size its type alone."""
+    if init is not None:
+        return read_hf_config(init.path)
+    return model.read() if isinstance(model, HFConfig) else {"model_type": model.type}  # type: ignore[union-attr]
 
 
 def _positions(model: Architecture | None, init: Artifact[Checkpoint] | None, data: TokenDataset) -> int:

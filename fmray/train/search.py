@@ -4,28 +4,41 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fmray.cluster import connect, require
+from fmray.cluster import connect
 from fmray.core.artifact import Artifact, write_json
 from fmray.core.config import Config, dump
 from fmray.core.errors import FmrayError, RunError
 from fmray.core.report import Decision
 from fmray.core.stage import Out, stage
-from fmray.model.checkpoint import Checkpoint, Trial, read_hf_config
+from fmray.model.checkpoint import Checkpoint, Trial
+from fmray.tasks.classifier import opened_for
 from fmray.train.algorithms import Wanted
 from fmray.train.finetune import TASK_SUMMARY, WORK, Spent, export, run_tuning
 from fmray.train.finetune import plan as plan_tuning
+from fmray.train.search_board import Board, number
 from fmray.train.search_config import SearchConfig
 from fmray.train.search_importance import importances
-from fmray.train.search_trial import EPOCHS, SCORE, TUNE, Trained, exhausted, stopper, trainable, trained_s, wall_s
+from fmray.train.search_trial import (
+    EPOCHS,
+    SCORE,
+    TUNE,
+    Trained,
+    exhausted,
+    stopper,
+    taken,
+    trainable,
+    trained_s,
+    wall_s,
+)
 from fmray.train.tuning import MODEL, Epochs
+from fmray.train.tuning_group import require_trials
 
 if TYPE_CHECKING:
     from ray.tune import Result, Tuner
@@ -46,7 +59,14 @@ def plan(config: SearchConfig, upstream: dict[str, Config]) -> dict[str, str]:
     space = ", ".join(f"{name}: {values.type} {list(values.edges())}" for name, values in config.space.items())  # type: ignore[attr-defined]
     trials = f"{config.num_trials} by {config.algorithm.type} search under {config.scheduler.type}, and one control from random weights"  # type: ignore[attr-defined]
     budget = {"budget": ", ".join(f"{name} {value:g}" for name, value in dump(config.budget).items() if value is not None)} if config.budget.is_set else {}
-    return {**plan_tuning(config, upstream), "trials": trials, **budget, "space": space}
+    return {**plan_tuning(config, upstream), "trials": trials, **_workers_line(config), **budget, "space": space}
+
+
+def _workers_line(config: SearchConfig) -> dict[str, str]:
+    if config.num_workers == 1:
+        return {}
+    unit = "GPUs" if config.num_gpus else "cores"
+    return {"workers": f"{config.num_workers} a trial, {config.at_once} trials at a time: needs {config.at_once * config.devices:g} {unit} at once"}
 
 
 def _wanted(config: SearchConfig) -> Wanted:
@@ -62,9 +82,11 @@ def search(config: SearchConfig, checkpoint: Artifact[Checkpoint], decision: Art
     checkpoints that Tune has kept since, and then Tune looks for one that is gone.
 
     Raises:
+        ArtifactError: the model cannot bear the task's head, or its tokenizer does not fit it.
         RunError: every trial failed; the message names the first failure.
     """
-    read_hf_config(checkpoint.path)
+    # Every trial would find out for itself, and fail.
+    opened_for(checkpoint.path, config.task.head)
     config.algorithm.ready(_wanted(config))
     out.progress(f"reading the task {config.task.name}")
     data = config.task.load()
@@ -72,7 +94,7 @@ def search(config: SearchConfig, checkpoint: Artifact[Checkpoint], decision: Art
     seen = out.work / "data.json"
     data.save(seen, ("train", "validation"))
     connect()
-    require([{"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {})], wait_s=60.0)
+    require_trials(config, config.at_once)
     results = run_trials(config, checkpoint.path, seen, out)
     out_of_budget = exhausted(config, wall_s(out.work), trained_s(out.work))
     ended = [_ended(config, index, result, out_of_budget) for index, result in enumerate(results)]
@@ -112,10 +134,10 @@ class _Ended:
         return float("-inf") if self.trial.score is None else self.trial.score
 
 
-class _Board:
+class _Told:
     """Who is told how far the trials are. Ray Tune pickles its callbacks and restores the pickled ones: a terminal cannot be inside."""
 
-    tell: ClassVar[Callable[[list[Any]], None]] = lambda trials: None
+    board: ClassVar[Board | None] = None
 
 
 def run_trials(config: SearchConfig, start: Path, data: Path, out: Out) -> list["Result"]:
@@ -125,26 +147,15 @@ def run_trials(config: SearchConfig, start: Path, data: Path, out: Out) -> list[
         start: a Hugging Face directory.
         data: what `TaskData.save` wrote.
     """
-    folder = out.work / TUNE
-    told: list[object] = [None]
-
-    def tell(trials: list[Any]) -> None:
-        """Called at every turn of Tune's loop; speaks up when something has changed."""
-        scores = [t.metric_analysis[SCORE]["max"] for t in trials if SCORE in t.metric_analysis]
-        state = ended, failed, best = sum(t.is_finished() for t in trials), sum(t.status == "ERROR" for t in trials), max(scores, default=None)
-        if state != told[0]:
-            figures = {} if best is None else {f"best_validation_{config.metric}": best}
-            out.progress(f"trials ({failed} failed)" if failed else "trials", done=ended, total=config.num_trials, **figures)
-            told[0] = state
-
     with _environment(TUNE_ENVIRONMENT), _quiet():
-        tuner = _tuner(config, start, data, folder)
-        _Board.tell = tell
+        tuner = _tuner(config, start, data, out.work / TUNE)
+        _Told.board = Board(config, out)
         try:
             grid = tuner.fit()
-            return sorted((grid[index] for index in range(len(grid))), key=_drawn)
+            # A restored search lists its trials in another order; ids that say nothing stay as listed.
+            return sorted((grid[index] for index in range(len(grid))), key=lambda result: number(Path(result.path).name) or 0)
         finally:
-            _Board.tell = lambda trials: None
+            _Told.board = None
 
 
 def _tuner(config: SearchConfig, start: Path, data: Path, folder: Path) -> "Tuner":
@@ -152,7 +163,9 @@ def _tuner(config: SearchConfig, start: Path, data: Path, folder: Path) -> "Tune
     from ray import tune
     from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 
-    trial = tune.with_resources(trainable(config, start, data, folder), {"cpu": config.num_cpus, "gpu": config.num_gpus})
+    # What a trial on workers of its own holds itself must be something, and be wanted by nothing else: a byte.
+    held: dict[str, float] = {"cpu": config.num_cpus, "gpu": config.num_gpus} if config.num_workers == 1 else {"memory": 1}
+    trial = tune.with_resources(trainable(config, start, data, folder), held)
     if any(folder.glob("experiment_state*.json")):
         return Tuner.restore(str(folder), trainable=trial, resume_unfinished=True, resume_errored=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -163,7 +176,8 @@ def _tuner(config: SearchConfig, start: Path, data: Path, folder: Path) -> "Tune
             search_alg=config.algorithm.build(tune, _wanted(config)),
             scheduler=config.scheduler.build(tune, SCORE, config.max_epochs, config.space),
             num_samples=config.algorithm.n_samples(config.num_trials),
-            reuse_actors=True,
+            # A process that is done with a trial ends the group of workers with itself.
+            reuse_actors=config.num_workers == 1,
             trial_dirname_creator=_trial_id,
         ),
         run_config=RunConfig(
@@ -181,21 +195,16 @@ def _trial_id(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _drawn(result: "Result") -> int:
-    """Which draw a trial is: a restored search lists its trials in another order. Optuna's ids say nothing of it, and stay as listed."""
-    number = re.search(r"_(\d+)$", Path(result.path).name)
-    return int(number[1]) if number else 0
-
-
 def _callback() -> Any:
     from ray.tune import Callback
 
     class Live(Callback):
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            _Board.tell(trials)
+            if _Told.board is not None:
+                _Told.board(trials)
 
         def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-            _Board.tell(trials)
+            self.on_step_end(0, trials)
 
     return Live()
 
@@ -243,6 +252,8 @@ def _ended(config: SearchConfig, index: int, result: "Result", out_of_budget: bo
         by = f"{config.scheduler.type}{' or the budget' if out_of_budget else ''}"  # type: ignore[attr-defined]
         note = f"stopped by {by}" if status == "stopped" else ""
         note += f"{', ' if note else ''}died {died} times and was taken up again" if died else ""
+        copied = taken(folder)
+        note += f"{', ' if note else ''}took over the training of another {copied} times" if copied else ""
     trial = Trial(
         trial_id=f"{index:03d}", config=values, status=status, score=epochs.best_score(), history=history,
         wall_s=trained.seconds or None, note=note,

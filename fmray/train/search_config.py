@@ -1,7 +1,7 @@
 """The config of a search: what is tuned, over which space, by which algorithm and scheduler; checked before anything runs."""
 
 from types import NoneType, UnionType
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import Field, model_validator
 
@@ -25,7 +25,7 @@ class Budget(Config):
 
     Attributes:
         hours: of wall time, the time before a kill included.
-        price: of the finished epochs of all trials, their seconds times the cores (or GPUs) of a trial.
+        price: of the finished epochs of all trials, their seconds times the cores (or GPUs) of a trial, over all of its workers.
         price_per_hour: of one core, or one GPU, in the currency of `price`.
     """
 
@@ -52,9 +52,9 @@ class SearchConfig(TuningConfig):
         space: dotted field of the fine-tuning -> the values that it may take.
         num_trials: the budget in trials.
         budget: the budget in time or money, whichever ends first.
-        max_concurrent_trials: at most so many at a time; the cluster may hold fewer. Which hyperparameters are drawn does
-            not depend on it (Optuna: beyond its start-up trials it does), whom ASHA stops may.
-        max_failures: how often a trial that died is taken up again from its last epoch before it counts as failed.
+        max_concurrent_trials: at most so many at a time; the cluster may hold fewer, unless a trial has several workers: then so many
+            must fit, for they could not wait for each other. Which hyperparameters are drawn does not depend on it (Optuna: beyond its
+            start-up trials it does), whom ASHA stops may.
     """
 
     space: dict[str, Distribution] = Field(min_length=1)
@@ -63,7 +63,6 @@ class SearchConfig(TuningConfig):
     algorithm: Algorithm = Random()
     scheduler: Scheduler = Asha()
     max_concurrent_trials: int = runtime(2, ge=1)
-    max_failures: int = runtime(2, ge=0)
 
     @model_validator(mode="after")
     def _space_fits(self) -> Self:
@@ -96,6 +95,11 @@ class SearchConfig(TuningConfig):
         return load_config(TuningConfig, fields)
 
     @property
+    def at_once(self) -> int:
+        """The most trials that can run at a time."""
+        return min(self.max_concurrent_trials, self.num_trials)
+
+    @property
     def max_epochs(self) -> int:
         """The most epochs that any trial may run."""
         return max(self.space["epochs"].edges()) if "epochs" in self.space else self.epochs
@@ -113,7 +117,8 @@ def _leaves(cls: type[Config], prefix: str = "") -> list[str]:
         if isinstance(extra, dict) and extra.get("runtime"):
             continue
         kind = field.annotation
-        kinds = [k for k in get_args(kind) if k is not NoneType] if isinstance(kind, UnionType) else [kind]
+        # A Literal that may be None is typing's own union, any other optional one the language's.
+        kinds = [k for k in get_args(kind) if k is not NoneType] if get_origin(kind) in (Union, UnionType) else [kind]
         if all(k in SCALARS or get_origin(k) is Literal for k in kinds):
             names.append(prefix + name)
         elif isinstance(kind, type) and issubclass(kind, Config) and not issubclass(kind, Component):

@@ -14,6 +14,7 @@ from fmray.train.trackers import NAMES, Point, Sink, TrackedRun, Tracker
 logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
+TASK = "eval/"
 END_WITHIN_S = 60.0
 # Whoever stopped a run waits for its end.
 FAILED_WITHIN_S = 10.0
@@ -85,6 +86,7 @@ class Tracking:
 
 
 def point(line: Mapping[str, Any]) -> Point:
-    """What trackers show of a line: its finite figures."""
-    found = {shown: float(line[name]) for name, shown in NAMES.items() if isinstance(line.get(name), (int, float))}
+    """What trackers show of a line: its finite figures, those of tasks by their own names."""
+    names = NAMES | {name: name for name in line if name.startswith(TASK)}
+    found = {shown: float(line[name]) for name, shown in names.items() if isinstance(line.get(name), (int, float))}
     return Point(line["step"], line["time"], {name: value for name, value in found.items() if math.isfinite(value)})

@@ -1,4 +1,4 @@
-"""Fine-tunes a model on a task: what the finetune stage and every trial of a search run, in one process.
+"""Fine-tunes a model on a task: what the finetune stage and every trial of a search run, in one process or in each of several workers.
 
 Shapes: N rows of a split, B rows of a batch, T positions, K labels.
 """
@@ -18,17 +18,24 @@ from fmray.core.artifact import fingerprint, write_json
 from fmray.core.config import Config, did_you_mean, dump, runtime
 from fmray.core.cursor import Cursor
 from fmray.core.errors import ConfigError
+from fmray.model.adapter import ADAPTER
 from fmray.tasks import Task, TaskData
 from fmray.tasks.classifier import FRESH, LABELLED, Classifier, Method, Rows
+from fmray.train import stopping
+from fmray.train.data_parallel import DataParallelEngine, from_first
 from fmray.train.engine import Precision, StepStats, TorchEngine
 from fmray.train.loop import Step, train
 from fmray.train.optim import Optim
 from fmray.train.schedules import Schedule
 from fmray.train.schedules.linear import Linear
 from fmray.train.task_loss import TaskLoss, collate
+from fmray.train.worker import Place
 
 MODEL, STATE, PROGRESS = "model", "state", "progress.json"
 POOL = 16
+ALONE = Place(rank=0, world_size=1, local_world_size=1)
+# Between the seeds of two workers: their dropout is not the same.
+APART = 2**32
 
 
 class TuningOptim(Optim):
@@ -57,8 +64,14 @@ class TuningConfig(Config):
         class_weights: `balanced` weighs each label's targets by n / (K n_label), so that rare labels count as much as frequent ones.
         patience: ends the tuning after so many epochs without a better validation figure; None runs them all.
         max_length: texts are cut to so many tokens; None takes what the model has positions for, at most 512.
-        micro_batch_size: rows a forward pass; None takes the global batch at once.
-        num_cpus: cores, and so torch threads, of the process that trains.
+        num_workers: so many Ray Train workers share every global batch, each with the whole model; the first one also scores the
+            validation split. Dropout aside, the result is that of one worker, up to rounding.
+        micro_batch_size: rows of one forward pass on one worker; None takes all of a worker's rows at once.
+        num_cpus: cores, and so torch threads, of each worker.
+        num_gpus: GPUs of each worker: 0, 1, or of a single worker a share such as 0.25, so that so many trials of a search fit on one GPU;
+            each may then take that share of its memory.
+        max_failures: how often a tuning (of a search: each trial) that lost a process is taken up again from its last epoch before it
+            counts as failed.
     """
 
     task: Task
@@ -73,9 +86,11 @@ class TuningConfig(Config):
     class_weights: Literal["balanced"] | None = None
     patience: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
+    num_workers: int = runtime(1, ge=1)
     micro_batch_size: int | None = runtime(None, ge=1)
     num_cpus: int = runtime(1, ge=1)
-    num_gpus: int = runtime(0, ge=0, le=1)
+    num_gpus: float = runtime(0, ge=0, le=1)
+    max_failures: int = runtime(2, ge=0)
 
     @model_validator(mode="after")
     def _fits_the_task(self) -> Self:
@@ -88,6 +103,21 @@ class TuningConfig(Config):
         if self.method == "frozen" and self.task.head not in FRESH:
             raise ConfigError(f"frozen tunes a new head alone, and the task {self.task.name} adds none", where="method", todo="use full or lora")
         return self
+
+    @model_validator(mode="after")
+    def _workers_have_work(self) -> Self:
+        if self.num_workers > self.global_batch_size:
+            said = f"{self.num_workers} workers cannot share a global batch of {self.global_batch_size} rows"
+            raise ConfigError(said, where="num_workers", todo="lower it or raise global_batch_size")
+        if self.num_workers > 1 and not float(self.num_gpus).is_integer():
+            said = f"{self.num_gpus:g} of a GPU is for one worker alone, and num_workers is {self.num_workers}"
+            raise ConfigError(said, where="num_gpus", todo="give each worker 0 or 1")
+        return self
+
+    @property
+    def devices(self) -> float:
+        """The GPUs, or else the cores, that a tuning holds."""
+        return self.num_workers * (self.num_gpus or self.num_cpus)
 
     def ends_after(self, history: Sequence[float]) -> bool:
         """Whether a tuning with these validation figures so far has come to its end: by its epochs, or by its patience."""
@@ -120,9 +150,11 @@ class Tuned:
     progress: Progress
 
     def save(self, folder: Path) -> None:
-        """Writes `model/` (a Hugging Face directory), `state/` (the engine's) and `progress.json` into an empty folder."""
+        """Writes `model/` (a Hugging Face directory), `adapter/` where there is one (unmerged), `state/` (the engine's) and `progress.json` into
+        an empty folder."""
         (folder / STATE).mkdir(parents=True)
         self.classifier.save(folder / MODEL)
+        self.classifier.save_adapter(folder / ADAPTER)
         self.engine.save(folder / STATE)
         write_json(folder / PROGRESS, vars(self.progress))
 
@@ -133,24 +165,26 @@ OnStep = Callable[[int, int, StepStats], None]
 
 def tune_classifier(
     config: TuningConfig, start: Path, data: TaskData, *, from_scratch: bool = False, resume: Path | None = None,
-    on_epoch: OnEpoch, on_step: OnStep = lambda step, total, stats: None,
+    on_epoch: OnEpoch, on_step: OnStep = lambda step, total, stats: None, place: Place = ALONE,
 ) -> None:  # fmt: skip
     """Trains on the train split; after each epoch scores the validation split and calls `on_epoch`, which says whether to go on.
+
+    Of several workers, which call it together, the first alone scores, and calls `on_epoch`; all of them do what it says.
 
     Args:
         start: a Hugging Face directory.
         from_scratch: the same architecture from random weights: the control that says what the weights in `start` gave.
-        resume: a folder that `Tuned.save` wrote for the same config; what follows equals the uninterrupted run.
+        resume: a folder that `Tuned.save` wrote for the same config; what follows equals the uninterrupted run. Rank 0's counts.
+        place: where this worker stands among the others; with several their process group exists.
 
     Raises:
         ArtifactError: `start` is no model, or one without a classification head.
         DataError: the task refuses its data, or the model has no positions for what it is to write.
         RunError: the loss is not finite.
+        Stopped: a worker was asked to stop.
     """
-    import torch
-
-    torch.set_num_threads(config.num_cpus)
-    task, validation = config.task, data.splits["validation"]
+    _take_share(config)
+    task, resume = config.task, from_first(resume, place.world_size)
     classifier = Classifier.start(
         start, data.labels, seed=config.seed, from_scratch=from_scratch, device="cuda" if config.num_gpus else "cpu", head=task.head, problem=task.problem
     )
@@ -158,7 +192,7 @@ def tune_classifier(
     classifier.train_only("full" if from_scratch else config.method, config.lora)
     rows, judged = _encoded(task, classifier, start, data, max_length)
     steps = -(-len(rows["row_ids_B"]) // config.global_batch_size)
-    engine = TorchEngine(
+    engine = (DataParallelEngine if place.world_size > 1 else TorchEngine)(
         classifier.model, config.optim, lambda step: config.optim.lr_at(step, steps * config.epochs),
         precision=config.precision, device=str(classifier.model.device),
     )  # fmt: skip
@@ -167,19 +201,44 @@ def tune_classifier(
         engine.load(resume / STATE)
         tuned.progress = read_progress(resume)
     task.require_room(classifier, judged)
+    stop = False
 
     def note(step: int, stats: StepStats, cursor: Cursor) -> None:
+        nonlocal stop
+        stop = stats.stop
         tuned.progress.losses.append(stats.loss)
         on_step(step, steps * config.epochs, stats)
 
     while not config.ends_after(tuned.progress.history):
         epoch = tuned.progress.epoch
-        train(engine, loss, global_batches(task.of_epoch(rows, config.seed, epoch), config, epoch), max_steps=(epoch + 1) * steps, seed=config.seed, on_step=note)
-        predicted = task.predict(task.outputs(classifier, judged), judged, validation)
-        tuned.progress.history.append(task.metrics(data.labels, validation.targets, predicted)[config.metric])
+        if stop:
+            raise stopping.Stopped(epoch * steps)
+        batches, seed = global_batches(task.of_epoch(rows, config.seed, epoch), config, epoch, place), config.seed + place.rank * APART
+        train(engine, loss, batches, max_steps=(epoch + 1) * steps, seed=seed, on_step=note, stop_asked=stopping.asked)
+        if engine.step < (epoch + 1) * steps:
+            continue
+        tuned.progress.history.append(_score(config, classifier, judged, data, place))
         tuned.progress.n_tokens.append(int(rows["attention_mask_BT"].sum()))
-        if not on_epoch(tuned):
+        if not from_first(place.rank > 0 or on_epoch(tuned), place.world_size):
             return
+
+
+def _take_share(config: TuningConfig) -> None:
+    """Keeps this process to the cores, and to the share of a GPU's memory, that are its own."""
+    import torch
+
+    torch.set_num_threads(config.num_cpus)
+    if 0 < config.num_gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(config.num_gpus)
+
+
+def _score(config: TuningConfig, classifier: Classifier, judged: Rows, data: TaskData, place: Place) -> float:
+    """The figure of the validation split by which epochs and trials are chosen, as the first worker finds it."""
+    task, validation, score = config.task, data.splits["validation"], 0.0
+    if place.rank == 0:
+        predicted = task.predict(task.outputs(classifier, judged), judged, validation)
+        score = task.metrics(data.labels, validation.targets, predicted)[config.metric]
+    return from_first(score, place.world_size)
 
 
 _ENCODED: dict[str, tuple[Rows, Rows, Any]] = {}
@@ -214,13 +273,15 @@ def label_weights(config: TuningConfig, data: TaskData) -> NDArray[np.float64] |
     return np.divide(top, counts_K, out=np.ones_like(counts_K), where=counts_K > 0)
 
 
-def global_batches(rows: Rows, config: TuningConfig, epoch: int) -> Iterator[Step]:
-    """The global batches of one epoch; the last one may be smaller."""
+def global_batches(rows: Rows, config: TuningConfig, epoch: int, place: Place = ALONE) -> Iterator[Step]:
+    """A worker's part of the global batches of one epoch. The last batch may be smaller, and a part of it empty."""
     size = config.global_batch_size
     micro = config.micro_batch_size or size
     consumed = 0
     for picked_B in epoch_order(rows["attention_mask_BT"].sum(axis=1), size, config.seed, epoch):
-        parts = [picked_B[i : i + micro] for i in range(0, len(picked_B), micro)]
+        # Of rows in the order of their lengths each worker takes one after the other: all have about as much to do.
+        mine_B = picked_B[place.rank :: place.world_size]
+        parts = [mine_B[i : i + micro] for i in range(0, len(mine_B), micro)]
         consumed += len(picked_B)
         yield [collate({name: column[part] for name, column in rows.items()}) for part in parts], Cursor(epoch=epoch, row=consumed)
 

@@ -13,15 +13,17 @@ from fmray.train.loop import Step
 from fmray.train.metrics import MetricsLog
 from fmray.train.profiling import Profiler
 from fmray.train.ranks import RankClock
+from fmray.train.task_figures import TaskFigures
 
 
 class Watching:
     """Of one worker. `log` is rank 0's and None elsewhere; `hold` keeps the watchdog off while something takes as long as it takes."""
 
     def __init__(
-        self, engine: Engine, log: MetricsLog | None, clock: RankClock, held_out: HeldOut, profiler: Profiler, *, last_step: int, hold: Callable[[], AbstractContextManager[None]]
-    ) -> None:
-        self._engine, self._log, self._clock, self._held_out, self._profiler = engine, log, clock, held_out, profiler
+        self, engine: Engine, log: MetricsLog | None, clock: RankClock, held_out: HeldOut, profiler: Profiler, *, last_step: int, hold: Callable[[], AbstractContextManager[None]],
+        tasks: TaskFigures | None = None,
+    ) -> None:  # fmt: skip
+        self._engine, self._log, self._clock, self._held_out, self._profiler, self._tasks = engine, log, clock, held_out, profiler, tasks
         self._last_step, self._hold = last_step, hold
         # The held-out loss that was measured last, where one was.
         self.eval_loss: float | None = None
@@ -59,7 +61,8 @@ class Watching:
         loss = self._held_out.loss(self._engine)
         # JSON knows no NaN.
         self.eval_loss = loss if math.isfinite(loss) else None
-        return {"eval_loss": self.eval_loss, "eval_s": round(time.monotonic() - begun, 4)}
+        figures = {} if self._tasks is None else self._tasks.figures(self._engine)
+        return {"eval_loss": self.eval_loss, **figures, "eval_s": round(time.monotonic() - begun, 4)}
 
     @staticmethod
     def _noted(fault: str) -> dict[str, Any]:

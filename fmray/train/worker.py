@@ -4,7 +4,7 @@ import resource
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ from fmray.core.errors import ArtifactError
 from fmray.data.dataset import TokenDataset
 from fmray.data.ledger import LedgerWriter, next_attempt
 from fmray.data.reader import TokenReader
+from fmray.evaluate.lm_tasks.documents import Drawn
 from fmray.model.architectures import Architecture, padded_vocab_size
+from fmray.model.attention import FLASH, require_flash
 from fmray.model.checkpoint import count_weights
 from fmray.model.export import save_model
 from fmray.model.flops import flops_per_token
@@ -41,6 +43,7 @@ from fmray.train.retention import EVAL_LOSS, Since
 from fmray.train.saving import StateWriter
 from fmray.train.state import TrainState, last_good_state, prune_states, state_folder
 from fmray.train.storage import persist
+from fmray.train.task_figures import TaskFigures
 from fmray.train.watchdog import HANGS, Watchdog, next_hang
 from fmray.train.watching import Watching
 
@@ -58,7 +61,7 @@ class PretrainJob:
     `model` is the config's, fitted to the dataset's images; a row has `seq_len` tokens and `positions` that are trained on (both are
     the same for text). `first_step` is where this round begins (0 in the first), `last_step` where it ends. `previous` is the folder of
     states whose last one it begins from, `init` a Hugging Face directory whose weights it begins from. `remote` is the URI that states are
-    copied to as well.
+    copied to as well. `drawn` are the documents of the tasks that are asked about while it trains.
     """
 
     config: PretrainConfig
@@ -75,6 +78,12 @@ class PretrainJob:
     previous: Path | None
     init: Path | None
     remote: str | None = None
+    drawn: Mapping[str, Drawn] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> Path:
+        """Whose files the exported model takes over: those of `init`, or of the dataset."""
+        return self.init or self.dataset / "tokenizer"
 
     @property
     def ledger(self) -> Path:
@@ -96,11 +105,14 @@ def build_model(job: PretrainJob) -> "PreTrainedModel":
 
     Raises:
         ArtifactError: `init` cannot be opened.
+        ConfigError: flash attention is asked for and does not run here.
     """
     import torch
     import transformers
 
     config = job.config
+    if config.attention == FLASH:
+        require_flash()
     auto = getattr(transformers, config.objective.auto_class)
     # For fresh models, and for what the objective's class has and `init` lacks.
     torch.manual_seed(config.seed)
@@ -110,7 +122,7 @@ def build_model(job: PretrainJob) -> "PreTrainedModel":
             # Before the model is built: dropout is part of its modules.
             config.objective.configure(begun_with)
             model: PreTrainedModel = auto.from_pretrained(
-                job.init, config=begun_with, dtype=torch.float32, attn_implementation=config.attention_used, local_files_only=True, use_safetensors=True
+                job.init, config=begun_with, dtype=torch.float32, attn_implementation=config.attention_for(begun_with.model_type), local_files_only=True, use_safetensors=True
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"cannot be opened ({str(error).splitlines()[0]})", where=str(job.init)) from error
@@ -122,7 +134,7 @@ def build_model(job: PretrainJob) -> "PreTrainedModel":
     if offset := position_offset(hf_config.to_dict()):
         hf_config.max_position_embeddings += offset
     config.objective.configure(hf_config)
-    fresh: PreTrainedModel = fresh_model(auto, hf_config, attn_implementation=config.attention_used)
+    fresh: PreTrainedModel = fresh_model(auto, hf_config, attn_implementation=config.attention_for(hf_config.model_type))
     return fresh
 
 
@@ -133,7 +145,8 @@ def build_engine(job: PretrainJob, place: Place) -> Engine:
     def lr_at(step: int) -> float:
         return config.optim.lr_at(step - job.first_step, steps)
 
-    model = equip(build_model(job), fused_loss=config.fused_loss, activation_checkpointing=config.activation_checkpointing)
+    model = build_model(job)
+    equip(model, fused_loss=config.fused_loss, activation_checkpointing=config.activation_checkpointing, attention=config.attention_for(model.config.model_type))
     if config.engine == "torch":
         return TorchEngine(model, config.optim, lr_at, precision=config.precision, device="cuda" if config.use_gpu else "cpu", compile=config.compile)
     prepare_process(local_world_size=place.local_world_size, use_gpu=config.use_gpu)
@@ -191,7 +204,10 @@ def run_pretraining(job: PretrainJob, place: Place) -> None:
         waited = Waited(rows if ledger is None else recorded(rows, ledger, cursor, engine.step))
         watching = _watching(job, place, engine, hf_config, setting, waited, watchdog)
         with watching.over(watchdog.watched(waited)) as batches:
-            train(engine, heard, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard, stop_asked=stopping.asked)
+            train(
+                engine, heard, batches, max_steps=job.last_step, seed=config.seed, on_step=on_step, on_nonfinite=guard, stop_asked=stopping.asked,
+                rank=place.rank, world_size=place.world_size,
+            )  # fmt: skip
     if engine.step < job.last_step:
         raise stopping.Stopped(engine.step)
     fixed = engine.fixed_state_dict()
@@ -206,7 +222,8 @@ def _watching(job: PretrainJob, place: Place, engine: Engine, hf_config: Mapping
     clock = RankClock(rank_path(work / RANKS, place.rank), rank=place.rank, waited_s=lambda: waited.total_s, use_gpu=config.use_gpu)
     held_out = HeldOut(config, job.dataset, setting, rank=place.rank, world_size=place.world_size)
     profiler = Profiler(config.profile, work / PROFILE, rank=place.rank, first_step=job.first_step, use_gpu=config.use_gpu)
-    return Watching(engine, log, clock, held_out, profiler, last_step=job.last_step, hold=watchdog.saving)
+    tasks = TaskFigures(config, job.drawn, job.tokenizer, rank=place.rank, world_size=place.world_size) if config.eval_tasks else None
+    return Watching(engine, log, clock, held_out, profiler, last_step=job.last_step, hold=watchdog.saving, tasks=tasks)
 
 
 def _writer(job: PretrainJob, place: Place, attempt: str) -> StateWriter:
@@ -221,7 +238,7 @@ def _export(job: PretrainJob, engine: Engine, fixed: "Mapping[str, torch.Tensor]
     """Writes the model from the last state, one tensor after the other: no worker ever holds all of its weights for that."""
     with Saved(state_folder(job.states, engine.step)) as saved:
         entries = saved.entries(engine.trained_shapes()) + [held_entry(name, tensor) for name, tensor in fixed.items()]
-        save_model(job.out, engine.module, entries, job.init or (job.dataset / "tokenizer" if job.vocab_size else None))
+        save_model(job.out, engine.module, entries, job.tokenizer if job.init is not None or job.vocab_size else None)
 
 
 def _log(job: PretrainJob, place: Place, engine: Engine, hf_config: Mapping[str, Any], waited_s: Callable[[], float]) -> MetricsLog:

@@ -13,6 +13,8 @@ from fmray.model.architectures import Architecture
 from fmray.model.architectures.bart import Bart
 from fmray.model.architectures.decoder import Decoder
 from fmray.model.architectures.encoder import Encoder
+from fmray.model.architectures.gpt2 import Gpt2
+from fmray.model.architectures.qwen import Qwen
 from fmray.model.architectures.t5 import T5
 from fmray.model.architectures.vit_mae import VitMae
 from fmray.model.fresh import fresh_model
@@ -102,6 +104,8 @@ class Case:
 SMALL = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 2, "intermediate_size": 96}
 CASES = [
     Case(CausalLM(), Decoder(**SMALL)),
+    Case(CausalLM(), Gpt2(**SMALL)),
+    *(Case(CausalLM(), Qwen(variant=variant, num_key_value_heads=1, **SMALL)) for variant in ("qwen2", "qwen3")),
     *(Case(MaskedLM(), Encoder(variant=variant, **SMALL)) for variant in ("bert", "roberta", "modernbert")),
     *(Case(MaskedLM(), Encoder(variant=variant, **SMALL), lone_rows) for variant in ("bert", "roberta", "modernbert", "esm")),
     *(Case(MaskedImage(normalised=normalised), VitMae(num_hidden_layers=2), image_rows, IMAGE) for normalised in (True, False)),

@@ -22,12 +22,16 @@ TWO = [
     Case("fp32-3-offloaded", stage=3, offload=True, offload_parameters=True, steps=10),
     *(Case(f"fp32-{s}-table", stage=s, fused=False, steps=10) for s in (1, 3)),
     *(Case(f"fp32-{s}-recomputed", stage=s, checkpointed=True, steps=10) for s in (1, 3)),
+    Case("dropping", gpt2=True, dropout=0.2, micro_batch_size=1, steps=6),
+    Case("dropping-resumed", gpt2=True, dropout=0.2, micro_batch_size=1, steps=6, resume_at=3),
     Case("fp32-1-overridden", steps=10, overrides={"zero_optimization": {"reduce_bucket_size": 5000}}),
 ]
 ONE = [
     *(Case(f"torch-{p}", engine="torch", precision=p, micro_batch_size=8) for p in ("fp32", "bf16")),
     Case("torch-fp32-accumulated", engine="torch", micro_batch_size=2, steps=10),
     Case("torch-fp32-resumed", engine="torch", micro_batch_size=8, resume_at=7, steps=14),
+    Case("dropping", engine="torch", gpt2=True, dropout=0.2, micro_batch_size=1, steps=6),
+    Case("dropping-by-eight", engine="torch", gpt2=True, dropout=0.2, micro_batch_size=8, steps=6),
     *(Case(f"{p}-{s}", stage=s, precision=p, micro_batch_size=8) for p in ("fp32", "bf16") for s in (0, 1)),
 ]
 
@@ -104,6 +108,18 @@ def test_deepspeed_on_one_worker_equals_plain_torch(one):
 def test_plain_torch_accumulates_and_resumes_exactly(one):
     assert apart(one["torch-fp32"], one["torch-fp32-accumulated"]) < 1e-4
     assert one["torch-fp32"]["losses"][:14] == one["torch-fp32-resumed"]["losses"]
+
+
+def test_a_row_drops_the_same_units_on_any_number_of_workers(one, two):
+    assert apart(one["dropping"], two["dropping"]) < 1e-4
+    assert apart(one["dropping"], two["dropping"], "norms") < 1e-3
+    # Other units are dropped where rows are drawn for together: the agreement above is none of chance.
+    assert apart(one["dropping"], one["dropping-by-eight"]) > 1e-3
+
+
+def test_a_resumed_run_drops_what_an_uninterrupted_one_does(two):
+    assert two["dropping"]["losses"] == two["dropping-resumed"]["losses"]
+    assert two["dropping"]["norms"] == two["dropping-resumed"]["norms"]
 
 
 def test_offload_and_overrides_change_nothing(two):

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 
 from fmray.core.cursor import Cursor
 from fmray.model.architectures.decoder import Decoder
+from fmray.model.architectures.gpt2 import Gpt2
 from fmray.objectives.causal_lm import CausalLM
 from fmray.train.deepspeed_engine import DeepSpeedEngine, Zero, deepspeed_config, prepare_process
 from fmray.train.engine import Engine, StepStats, TorchEngine
@@ -44,6 +45,7 @@ class Case:
     load: str | None = None
     save: bool = False
     gpt2: bool = False
+    dropout: float = 0.0
     offload: bool = False
     offload_parameters: bool = False
     fused: bool = True
@@ -52,13 +54,13 @@ class Case:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-def model(*, gpt2: bool = False, fused: bool = True, checkpointed: bool = False) -> Any:
+def model(*, gpt2: bool = False, dropout: float = 0.0, fused: bool = True, checkpointed: bool = False) -> Any:
     """The same random model in every process, with tied embeddings; or a GPT-2, most of whose parameters are vectors that do not decay."""
-    from transformers import AutoModelForCausalLM, GPT2Config
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    small = GPT2Config(vocab_size=VOCAB, n_positions=SEQ_LEN, n_embd=48, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2)
-    return equip(AutoModelForCausalLM.from_config(small if gpt2 else SHAPE.hf_config(VOCAB, SEQ_LEN)), fused_loss=fused, activation_checkpointing=checkpointed)
+    shape = Gpt2(num_hidden_layers=2, hidden_size=48, num_attention_heads=2, intermediate_size=192, dropout=dropout) if gpt2 else SHAPE
+    return equip(AutoModelForCausalLM.from_config(shape.hf_config(VOCAB, SEQ_LEN)), fused_loss=fused, activation_checkpointing=checkpointed)
 
 
 def engine(case: Case, world_size: int) -> Engine:
@@ -67,7 +69,7 @@ def engine(case: Case, world_size: int) -> Engine:
     def lr_at(step: int) -> float:
         return OPTIM.lr_at(step, HORIZON)
 
-    network = model(gpt2=case.gpt2, fused=case.fused, checkpointed=case.checkpointed)
+    network = model(gpt2=case.gpt2, dropout=case.dropout, fused=case.fused, checkpointed=case.checkpointed)
     if case.engine == "torch":
         return TorchEngine(network, OPTIM, lr_at, precision=case.precision, compile=case.compile)
     config = deepspeed_config(
@@ -78,11 +80,11 @@ def engine(case: Case, world_size: int) -> Engine:
 
 
 def batches(case: Case, rank: int, world_size: int, start: int) -> Iterator[Step]:
-    """This rank's part of global batches that depend on the step alone. Rows hold different numbers of targets."""
+    """This rank's part of global batches that depend on the step alone, as the reader deals them out. Rows hold different numbers of targets."""
     share, step = GLOBAL_BATCH // world_size, start
     while True:
         rows = packed_rows(GLOBAL_BATCH, SEQ_LEN, seed=step)
-        mine = {k: v[rank * share : (rank + 1) * share] for k, v in rows.items()}
+        mine = {k: v[rank::world_size] for k, v in rows.items()}
         size = case.micro_batch_size
         step += 1
         yield [OBJECTIVE.collate({k: v[i : i + size] for k, v in mine.items()}) for i in range(0, share, size)], Cursor(epoch=0, row=step * GLOBAL_BATCH)
@@ -98,7 +100,7 @@ def _run_case(case: Case, rank: int, world_size: int, folder: Path) -> dict[str,
 
     running = engine(case, world_size)
     if case.resume_at is not None:
-        train(running, OBJECTIVE, batches(case, rank, world_size, 0), max_steps=case.resume_at, seed=0, on_step=on_step)
+        train(running, OBJECTIVE, batches(case, rank, world_size, 0), max_steps=case.resume_at, seed=0, on_step=on_step, rank=rank, world_size=world_size)
         saved = _save(running, folder / f"{case.name}-state", world_size)
         running = engine(case, world_size)
         running.load(saved)
@@ -106,7 +108,7 @@ def _run_case(case: Case, rank: int, world_size: int, folder: Path) -> dict[str,
     if case.load is not None:
         running.load(Path(case.load))
         _save(running, folder / f"{case.name}-again", world_size)
-    train(running, OBJECTIVE, batches(case, rank, world_size, running.step), max_steps=case.steps, seed=0, on_step=on_step)
+    train(running, OBJECTIVE, batches(case, rank, world_size, running.step), max_steps=case.steps, seed=0, on_step=on_step, rank=rank, world_size=world_size)
     if case.save:
         _save(running, folder / f"{case.name}-state", world_size)
     weights = exported(running, folder / f"{case.name}-last", rank, world_size)

@@ -60,19 +60,38 @@ def test_a_batch_without_targets_stops_it():
         engine().train_batch([OBJECTIVE.collate(rows)], OBJECTIVE)
 
 
-def test_seeds_draw_other_dropouts_and_the_same_seed_the_same():
-    def drawn(seed):
-        found = []
+def drawn(seed, rank=0, world_size=1, micro_batch_size=4, steps=2):
+    """What torch draws in the forward pass of each of this worker's micro-batches."""
+    found = []
 
-        class Draws(TorchEngine):
-            def train_batch(self, *args):
-                found.append(torch.rand(3).tolist())
-                return super().train_batch(*args)
+    class Watched:
+        def count(self, batch):
+            return OBJECTIVE.count(batch)
 
-        loop.train(Draws(model(), Optim(), lambda step: 1e-3, precision="fp32"), OBJECTIVE, batches(CASE, 0, 1, 0), max_steps=2, seed=seed, on_step=lambda *_: None)
-        return found
+        def loss(self, model, batch):
+            found.append(torch.rand(3).tolist())
+            return OBJECTIVE.loss(model, batch)
 
+    case = Case("one", engine="torch", micro_batch_size=micro_batch_size)
+    loop.train(engine(), Watched(), batches(case, rank, world_size, 0), max_steps=steps, seed=seed, on_step=lambda *_: None, rank=rank, world_size=world_size)
+    return found
+
+
+def test_seeds_steps_and_micro_batches_draw_other_dropouts_and_the_same_seed_the_same():
     first = drawn(0)
     assert first == drawn(0)
-    assert first[0] != first[1]
+    assert len({str(draw) for draw in first}) == len(first) == 4
     assert not [draw for draw in drawn(1) if draw in first]
+
+
+def test_workers_draw_other_dropouts():
+    of_each = [drawn(0, rank, 4, micro_batch_size=1) for rank in range(4)]
+    assert len({str(draw) for draws in of_each for draw in draws}) == 4 * 2 * 2
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_row_alone_draws_the_same_on_any_number_of_workers(world_size):
+    alone, of_each = drawn(0, micro_batch_size=1), [drawn(0, rank, world_size, micro_batch_size=1) for rank in range(world_size)]
+    share = 8 // world_size
+    dealt = [of_each[place % world_size][step * share + place // world_size] for step in range(2) for place in range(8)]
+    assert dealt == alone

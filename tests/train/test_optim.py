@@ -7,12 +7,15 @@ import torch
 
 from fmray.core.config import load_config
 from fmray.core.errors import ConfigError
+from fmray.train.engine import TorchEngine
 from fmray.train.optim import Optim, adamw
 from fmray.train.schedules import Schedule
 from fmray.train.schedules.constant import Constant
 from fmray.train.schedules.cosine import Cosine
 from fmray.train.schedules.linear import Linear
 from fmray.train.schedules.wsd import Wsd
+from tests.parity.workers import OBJECTIVE, Case, batches
+from tests.parity.workers import model as small_model
 
 
 def test_warm_up_rises_evenly_and_the_first_step_moves():
@@ -50,9 +53,63 @@ def test_matrices_decay_and_vectors_do_not():
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
 
 
+IMPLEMENTATIONS = ("auto", "fused", "foreach", "single")
+
+
+def test_each_implementation_is_the_one_that_torch_steps_with():
+    kinds = {name: adamw(torch.nn.Linear(2, 2), Optim(implementation=name)).defaults for name in IMPLEMENTATIONS}
+    assert {name: (told["fused"], told["foreach"]) for name, told in kinds.items()} == {
+        "auto": (True, False), "fused": (True, False), "foreach": (False, True), "single": (False, False),
+    }  # fmt: skip
+    assert Optim(implementation="foreach").identity() == Optim().identity()
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_each_implementation_is_adamw(name):
+    """Against the paper's formula (algorithm 2, decay decoupled and times the learning rate) in float64."""
+    optim = Optim(lr=0.1, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6, implementation=name)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 3)
+    stepping = adamw(layer, optim)
+    expected = {key: (value.detach().double(), torch.zeros(value.shape).double(), torch.zeros(value.shape).double()) for key, value in layer.named_parameters()}
+    for t in range(1, 6):
+        for key, value in layer.named_parameters():
+            value.grad = torch.randn(value.shape)
+            w, m, v = expected[key]
+            g, decay = value.grad.double(), optim.weight_decay if value.ndim > 1 else 0.0
+            m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+            w = w - optim.lr * decay * w - optim.lr * (m / (1 - 0.8**t)) / ((v / (1 - 0.9**t)).sqrt() + optim.eps)
+            expected[key] = w, m, v
+        stepping.step()
+    for key, value in layer.named_parameters():
+        torch.testing.assert_close(value.detach().double(), expected[key][0], rtol=1e-5, atol=1e-6)
+
+
+def test_every_implementation_trains_alike_and_goes_on_from_any_others_state(tmp_path):
+    def engine(name):
+        return TorchEngine(small_model(), Optim(lr=3e-3, implementation=name), lambda step: 3e-3, precision="fp32")
+
+    given = [micro_batches for micro_batches, _ in itertools.islice(batches(Case("one", engine="torch", micro_batch_size=8), 0, 1, 0), 12)]
+    curves = {}
+    for name in ("fused", "foreach", "single"):
+        running = engine(name)
+        curves[name] = [running.train_batch(parts, OBJECTIVE).loss for parts in given[:8]]
+        (tmp_path / name).mkdir()
+        running.save(tmp_path / name)
+        curves[name] += [running.train_batch(parts, OBJECTIVE).loss for parts in given[8:]]
+    assert curves["fused"][-1] < 0.95 * curves["fused"][0]
+    for name in ("foreach", "single"):
+        assert curves[name] == pytest.approx(curves["fused"], rel=1e-4)
+    for wrote, goes_on in (("fused", "foreach"), ("foreach", "single"), ("single", "fused")):
+        running = engine(goes_on)
+        running.load(tmp_path / wrote)
+        assert [running.train_batch(parts, OBJECTIVE).loss for parts in given[8:]] == pytest.approx(curves["fused"][8:], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
+        ({"implementation": "apex"}, "optim.implementation"),
         ({"lr": 0.0}, "optim.lr"),
         ({"betas": [0.9, 1.0]}, "betas must lie in"),
         ({"warmup_steps": -1}, "warmup_steps"),

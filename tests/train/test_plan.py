@@ -7,6 +7,8 @@ import pytest
 from fmray.core.config import load_config
 from fmray.core.errors import ConfigError
 from fmray.model.architectures.decoder import Decoder
+from fmray.model.architectures.encoder import Encoder
+from fmray.model.target_loss import fused_bytes
 from fmray.train.config import PretrainConfig
 from fmray.train.device import Device
 from fmray.train.plan import (
@@ -14,6 +16,7 @@ from fmray.train.plan import (
     GIB,
     USABLE,
     bucket_bytes,
+    held_by,
     largest_micro_batch,
     plan,
     size,
@@ -30,16 +33,42 @@ def config(**changes):
     return load_config(PretrainConfig, fields, "base")
 
 
+def held(rows, *, precision="bf16", autocast=False, device="cpu"):
+    """What rows of the plan's model and dataset hold with a fused loss."""
+    row = Decoder().activation_bytes(0, 128, precision=precision, attention="sdpa")
+    return rows * row * (AUTOCAST if autocast else 1) + fused_bytes(rows * 128, 1024, 192, precision=precision, device=device)
+
+
 def test_activations_are_told_by_row_and_micro_batch():
+    def told(of_eight, of_one):
+        return f"{of_eight / 2**20:.3g} MiB a micro-batch of 8 rows ({of_one / 2**20:.3g} MiB a row alone)"
+
     row = Decoder().activation_bytes(1024, 128, precision="bf16", attention="sdpa")
-    told = f"{8 * row / 2**20:.3g} MiB a micro-batch of 8 rows ({row / 2**20:.3g} MiB a row)"
-    assert plan(config(micro_batch_size=8, fused_loss=False), DATASET)["activations"] == told
-    assert plan(config(micro_batch_size=8), DATASET)["activations"] == told + "; at most, for a fused loss never holds all logits"
+    assert plan(config(micro_batch_size=8, fused_loss=False), DATASET)["activations"] == told(8 * row, row)
+    assert plan(config(micro_batch_size=8), DATASET)["activations"] == told(held(8), held(1))
     for changes in ({"engine": "torch", "num_workers": 1}, {"zero": {"stage": 0}}):
-        assert f"({AUTOCAST * row / 2**20:.3g} MiB a row)" in plan(config(**changes), DATASET)["activations"]
+        assert plan(config(micro_batch_size=8, **changes), DATASET)["activations"] == told(held(8, autocast=True), held(1, autocast=True))
     wide = Decoder().activation_bytes(1024, 128, precision="fp32", attention="sdpa")
     assert wide > 1.3 * row
-    assert f"({wide / 2**20:.3g} MiB a row)" in plan(config(precision="fp32", zero={"stage": 0}), DATASET)["activations"]
+    assert plan(config(micro_batch_size=8, fused_loss=False, precision="fp32", zero={"stage": 0}), DATASET)["activations"] == told(8 * wide, wide)
+
+
+def test_a_fused_loss_is_counted_as_what_it_holds():
+    big = {"dataset": SimpleNamespace(vocab_size=32_000, seq_len=512)}
+    fused, table = (held_by(config(fused_loss=choice), Decoder(), 32_000, 512) for choice in (True, False))
+    assert table(16) == 16 * table(1)
+    assert fused(16) < 0.5 * table(16)
+    # What belongs to the head's weight is there for one row as well.
+    assert fused(16) < 15 * fused(1)
+    for choice, of_rows in ((True, fused), (False, table)):
+        assert f"{size(of_rows(8))} a micro-batch of 8 rows" in plan(config(micro_batch_size=8, fused_loss=choice), big)["activations"]
+
+
+def test_an_objective_without_a_head_has_no_logits():
+    encoder = {"model": {"type": "encoder"}, "objective": {"type": "contrastive"}}
+    alone = Encoder().activation_bytes(0, 128, precision="bf16", attention="sdpa")
+    for fused in (True, False):
+        assert held_by(config(fused_loss=fused, **encoder), Encoder(), 1024, 128)(2) == 2 * alone
 
 
 def test_sizes_have_the_unit_that_reads_best():
@@ -47,9 +76,8 @@ def test_sizes_have_the_unit_that_reads_best():
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():
-    row = Decoder().activation_bytes(1024, 128, precision="bf16", attention="sdpa")
     state = 1_967_808 * state_bytes_per_param(1, 2, "bf16")
-    memory_gb = (state + 9 * row) / USABLE / GIB
+    memory_gb = (state + held(9)) / USABLE / GIB
     said = plan(config(device={"memory_gb": memory_gb}), DATASET)["largest micro-batch"]
     # Nine rows would fit, but must divide the 32 of a worker.
     assert said.startswith("8 of the 32 rows of a worker, in 90% of the declared ")
@@ -60,7 +88,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not():
 
 @pytest.mark.parametrize(("rows", "row_bytes", "room", "largest"), [(32, 10, 95, 8), (32, 10, 80, 8), (32, 10, 79, 4), (30, 10, 155, 15), (7, 10, 69, 1), (7, 10, 70, 7), (4, 10, 9, 0), (4, 10, -5, 0)])
 def test_a_micro_batch_divides_the_rows(rows, row_bytes, room, largest):
-    assert largest_micro_batch(rows, row_bytes, room) == largest
+    assert largest_micro_batch(rows, lambda n: n * row_bytes, room) == largest
 
 
 def test_memory_is_what_deepspeed_was_counted_to_hold():
@@ -78,6 +106,10 @@ def test_memory_is_what_deepspeed_was_counted_to_hold():
     assert update_bytes_per_param(config(micro_batch_size=8)) == 0
     assert update_bytes_per_param(config(micro_batch_size=8, zero={"stage": 2})) == 2
     assert update_bytes_per_param(config(zero={"stage": 0})) == 0
+    foreach = {"optim": {"implementation": "foreach"}}
+    assert update_bytes_per_param(config(**foreach)) == 3 + 4 / 2
+    assert update_bytes_per_param(config(zero={"stage": 0}, **foreach)) == 4
+    assert update_bytes_per_param(config(zero={"stage": 2, "offload_optimizer": True}, **foreach)) == 0
 
 
 def test_on_a_gpu_room_is_left_for_the_reduction_of_gradients():

@@ -16,12 +16,13 @@ from transformers import AutoModelForSequenceClassification
 
 from fmray.core.artifact import Artifact, load
 from fmray.core.config import load_config
-from fmray.core.errors import ConfigError, GateRefused
+from fmray.core.errors import ArtifactError, ConfigError, GateRefused
 from fmray.core.report import Decision
 from fmray.model.checkpoint import Checkpoint, Trial
 from fmray.tasks import Predictions, task_from
 from fmray.tasks.classifier import Classifier
 from fmray.train.search_config import SearchConfig, searchable
+from fmray.train.search_importance import importances
 from fmray.train.search_trial import Trained
 from tests.train import tiny
 
@@ -115,6 +116,16 @@ class TestOneSearch:
         assert (told[-1][0], told[-1][1]) == (4, 4)
         assert told[-1][2]["best_validation_macro_f1"] == made[0].payload.figures["validation/macro_f1"]
 
+    def test_a_table_shows_every_trial_as_it_goes(self, made: tuple[Artifact[Checkpoint], tiny.Watcher, str]) -> None:
+        tables, trials = made[1].tables, made[0].payload.trials[:4]
+        columns, rows = tables[-1]
+        assert columns == ["trial", "", "epoch", "macro_f1", "hyperparameters"]
+        best_first = sorted(trials, key=lambda t: (-(t.score or 0.0), t.trial_id))
+        assert rows == [[t.trial_id, "ended", str(len(t.history)), f"{t.score:.4f}", f"lr={t.config['optim.lr']:.3g}"] for t in best_first]
+        epochs = {row[2] for _, table in tables for row in table if row[:2] == ["000", "runs"]}
+        assert {"1", "2", "3"} <= epochs, "it is told after each epoch"
+        assert any(row[1] in ("waits", "runs") and row[3] == "" for _, table in tables for row in table)
+
     def test_nothing_of_the_test_split_was_within_reach_and_scratch_is_gone(self, made: tuple[Artifact[Checkpoint], tiny.Watcher, str]) -> None:
         artifact = made[0]
         data = task_from(artifact.payload.task, "here").load()
@@ -123,22 +134,6 @@ class TestOneSearch:
         assert not any(text in seen for text in data.splits["test"].texts)
         assert not (artifact.path / "work" / "tune").exists()
         assert not (artifact.path / "work" / "control").exists()
-
-
-def scores(artifact: Artifact[Checkpoint]) -> list[tuple[Any, ...]]:
-    return [(t.trial_id, t.config, t.status, t.history) for t in artifact.payload.trials]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_how_many_run_at_a_time_changes_nothing(base: Artifact[Checkpoint], decision: Artifact[Decision], path: Path, tmp_path: Path) -> None:
-    config = config_of(path, epochs=2, num_trials=3, scheduler={"type": "fifo"})
-    one, two = (
-        tiny.run("search", config | {"max_concurrent_trials": n}, tmp_path / str(n), checkpoint=base, decision=decision) for n in (1, 2)
-    )
-    assert scores(one) == scores(two)
-    assert one.payload.digest == two.payload.digest
-    assert one.fingerprint == two.fingerprint
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -162,6 +157,16 @@ def test_when_every_trial_fails_on_bad_input_that_is_the_error(base: Artifact[Ch
     assert not (tmp_path / "tuned").exists()
 
 
+def test_a_head_that_the_architecture_has_not_is_refused_before_any_trial(base: Artifact[Checkpoint], decision: Artifact[Decision], path: Path, tmp_path: Path) -> None:
+    watcher = tiny.Watcher()
+    config = config_of(path, task={"type": "fill_mask", "source": {"type": "csv", "path": str(path)}})
+    with pytest.raises(ArtifactError, match="the architecture 'llama' has no masked lm head") as caught:
+        tiny.run("search", config, tmp_path / "tuned", watcher, checkpoint=base, decision=decision)
+    assert caught.value.exit_code == 2
+    assert not watcher.told, "not even the data were read"
+    assert not (tmp_path / "tuned").exists()
+
+
 def test_without_an_admitting_decision_nothing_is_searched(base: Artifact[Checkpoint], path: Path, tmp_path: Path) -> None:
     refusing = Decision(subject=base.fingerprint, subject_digest="", admitted=False, reasons=())
     with pytest.raises(GateRefused, match="did not admit"):
@@ -169,7 +174,7 @@ def test_without_an_admitting_decision_nothing_is_searched(base: Artifact[Checkp
 
 
 def test_the_default_scheduler_and_algorithm() -> None:
-    assert {"optim.lr", "epochs", "global_batch_size", "max_length", "precision", "seed"} <= set(searchable())
+    assert {"optim.lr", "epochs", "global_batch_size", "max_length", "precision", "seed", "method", "class_weights", "patience"} <= set(searchable())
     assert not {"task", "metric", "num_cpus", "micro_batch_size", "optim.betas"} & set(searchable())
 
 
@@ -185,6 +190,8 @@ def test_the_default_scheduler_and_algorithm() -> None:
         ({"space": {"epochs": {"type": "choice", "values": []}}}, "the range is empty: `values` lists nothing"),
         ({"space": {"epochs": {"type": "choice", "values": [2, 0]}}}, "tuned.space.epochs: Input should be greater than or equal to 1"),
         ({"space": {"epochs": {"type": "uniform", "low": 1.5, "high": 3.5}}}, "tuned.space.epochs"),
+        ({"space": {"epochs": {"type": "choice", "values": [2, None]}}}, "tuned.space.epochs"),
+        ({"space": {"class_weights": {"type": "choice", "values": [None, "equal"]}}}, "tuned.space.class_weights: Input should be 'balanced'"),
         ({"space": {"optim.lr": {"type": "log", "low": 1.0, "high": 2.0}}}, "unknown distribution 'log'"),
         ({"scheduler": {"type": "ash"}}, "unknown scheduler 'ash', did you mean 'asha'?"),
         ({"algorithm": {"type": "optuna", "startup": 3}}, "unknown key 'startup', did you mean 'startup_trials'?"),
@@ -196,6 +203,17 @@ def test_a_wrong_space_is_refused_when_the_file_is_read(path: Path, changes: dic
         load_config(SearchConfig, config_of(path, **changes), "tuned")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_choice_may_hold_nothing_for_a_field_that_may_be_left_out(path: Path) -> None:
+    from ray import tune
+
+    space = {"class_weights": {"type": "choice", "values": [None, "balanced"]}, "max_length": {"type": "choice", "values": [16, None]}}
+    config = load_config(SearchConfig, config_of(path, space=space))
+    trials = [config.trial({name: one.domain(tune).sample() for name, one in config.space.items()}) for _ in range(40)]
+    assert {(trial.class_weights, trial.max_length) for trial in trials} == {(None, 16), (None, None), ("balanced", 16), ("balanced", None)}
+    drawn = [Trial(trial_id=str(i), config={"class_weights": (None, "balanced")[i % 2], "max_length": (16, None)[i // 4]}, status="finished", score=i % 2 + i / 100) for i in range(8)]
+    assert max(found := importances(config.space, drawn, 0), key=lambda name: found[name]) == "class_weights"
 
 
 def test_where_it_runs_stays_out_of_the_fingerprint(path: Path) -> None:

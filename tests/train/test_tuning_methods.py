@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fmray.core.config import load_config
 from fmray.core.errors import ArtifactError, ConfigError
+from fmray.model.adapter import ADAPTER, adapter_digest, merge, read_adapter, require_fit
+from fmray.model.checkpoint import hf_digest
 from fmray.tasks import Split, TaskData
 from fmray.tasks.classifier import Classifier, merged
 from fmray.train.tuning import Epochs, Tuned, TuningConfig, label_weights, tune_classifier
 from tests.models import minilm
-from tests.tasks.made import several, words
+from tests.tasks.made import instructions, several, words
 from tests.train import tiny
 from tests.train.tiny import config_of, tune
 
@@ -66,6 +68,24 @@ def test_lora_is_merged_into_a_plain_directory(start: Path, path: Path, tmp_path
     assert not list((tmp_path / "epoch" / "model").glob("adapter*"))
     fresh = body(Classifier.start(source, tuned.classifier.labels, seed=0).model)
     assert any(not torch.equal(value, body(plain)[name]) for name, value in fresh.items() if "proj" in name or "dense" in name)
+
+
+def test_an_adapter_is_kept_unmerged_beside_the_model(ray_session: None, path: Path, tmp_path: Path) -> None:
+    """In the artifact of a causal model: with its base it makes the very model that is judged."""
+    base = tiny.base_model(tmp_path / "base")
+    config = {"task": instructions(tmp_path), "epochs": 1, "method": "lora", "lora": {"rank": 2}, "max_length": 24, "optim": {"lr": 1e-2}}
+    made = tiny.run("finetune", config, tmp_path / "tuned", checkpoint=base)
+    adapter = read_adapter(made.path / ADAPTER)
+    require_fit(adapter, base.path)
+    assert (made.payload.parent, made.payload.adapter_digest) == (base.fingerprint, adapter_digest(made.path / ADAPTER))
+    model: Any = AutoModelForCausalLM.from_pretrained(base.path, dtype="float32")
+    merge(adapter, model)
+    kept = AutoModelForCausalLM.from_pretrained(made.path, dtype="float32").state_dict()
+    assert all(torch.allclose(value, kept[name], atol=1e-6) for name, value in model.state_dict().items())
+    assert any(not torch.equal(value, kept[name]) for name, value in AutoModelForCausalLM.from_pretrained(base.path, dtype="float32").state_dict().items())
+    assert made.payload.digest == hf_digest(made.path)
+    tune(config_of(path, epochs=1), base.path).save(tmp_path / "whole")
+    assert not (tmp_path / "whole" / ADAPTER).exists()
 
 
 def test_lora_resumed_equals_uninterrupted(start: Path, path: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fmray.model.architectures.decoder import Decoder
 from fmray.model.architectures.encoder import Encoder
 from fmray.model.architectures.t5 import T5
 from fmray.model.checkpoint import Checkpoint, hf_digest
-from fmray.train.tuning import Tuned, TuningConfig, tune_classifier
+from fmray.train.tuning import Epochs, Tuned, TuningConfig, tune_classifier
 
 WORDS = {
     "weather": ["rain", "snow", "wind", "storm", "cloud", "sunshine", "thunder", "frost", "humid", "breeze"],
@@ -53,10 +53,17 @@ def config_of(path: Path, **changes: Any) -> TuningConfig:
     return load_config(TuningConfig, {"task": task(path), "epochs": 3, "optim": {"lr": 2e-3, "warmup_steps": 2}} | changes)
 
 
-def tune(config: TuningConfig, start: Path, **more: Any) -> Tuned:
-    """The model after its last epoch."""
+def tune(config: TuningConfig, start: Path, *, keep: Epochs | None = None, stop_after: int | None = None, **more: Any) -> Tuned:
+    """The model after its last epoch, or after so many; its epochs go to `keep`."""
     ended: list[Tuned] = []
-    tune_classifier(config, start, config.task.load(), on_epoch=lambda tuned: not ended.append(tuned), **more)
+
+    def on_epoch(tuned: Tuned) -> bool:
+        ended.append(tuned)
+        if keep is not None:
+            keep.add(tuned)
+        return tuned.progress.epoch != stop_after
+
+    tune_classifier(config, start, config.task.load(), on_epoch=on_epoch, **more)
     return ended[-1]
 
 
@@ -135,10 +142,15 @@ class Watcher:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, float | None, float | None, dict[str, float]]] = []
+        self.tables: list[tuple[list[str], list[list[str]]]] = []
 
     def progress(self, step: str, text: str, done: float | None, total: float | None, figures: Any) -> None:
         """Keeps it."""
         self.told.append((text, done, total, dict(figures)))
+
+    def table(self, step: str, columns: Any, rows: Any) -> None:
+        """Keeps it."""
+        self.tables.append((list(columns), [list(row) for row in rows]))
 
 
 def run(stage: str, config: dict[str, Any], root: Path, watcher: Watcher | None = None, **inputs: Artifact[Any]) -> Artifact[Any]:

@@ -1,6 +1,6 @@
 """From what a task asks to jobs for the scorers, and back to answers in the tasks' order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from fmray.evaluate.lm_tasks.encoding import Encoder
 from fmray.evaluate.lm_tasks.masked import batched, hide_each, summed
 from fmray.evaluate.lm_tasks.opened import Ask
 from fmray.evaluate.lm_tasks.packing import Request, plan_rows
-from fmray.evaluate.lm_tasks.workers import Workers
+from fmray.evaluate.lm_tasks.workers import Asked, Workers
 from fmray.model.checkpoint import read_hf_config
 from fmray.model.positions import position_offset
 
@@ -41,20 +41,19 @@ def setup(head: str, path: Path, workers: Workers, micro_batch_size: int) -> Set
 
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     masked = head == "masked_lm"
-    encoder = Encoder(tokenizer, positions(path, tokenizer, masked))
+    encoder = Encoder(tokenizer, positions(read_hf_config(path), tokenizer, masked))
     return Setup(encoder, masked, not masked and workers.shares(), micro_batch_size)
 
 
-def positions(path: Path, tokenizer: Any, masked: bool) -> int:
-    """The longest row that a model reads, by its config as lm-eval reads it; of a masked model no more than its tokenizer says."""
-    config = read_hf_config(path)
+def positions(config: Mapping[str, Any], tokenizer: Any, masked: bool) -> int:
+    """The longest row that a model reads, by its config.json as lm-eval reads it; of a masked model no more than its tokenizer says."""
     named = [int(config[name]) for name in ("n_positions", "max_position_embeddings", "n_ctx") if config.get(name)]
     said = int(tokenizer.model_max_length) if tokenizer.model_max_length and tokenizer.model_max_length < 1e9 else None
     longest = named[0] - position_offset(config) if named else said or LONGEST
     return min(longest, said or longest) if masked else longest
 
 
-def answers(output: Output, asks: Sequence[Ask], setup: Setup, workers: Workers) -> tuple[list[Any], frozenset[int]]:
+def answers(output: Output, asks: Sequence[Ask], setup: Setup, workers: Asked) -> tuple[list[Any], frozenset[int]]:
     """The answer to each ask as lm-eval wants it, and the documents whose context lost its beginning.
 
     (log-probability, whether greedy) for likelihoods, a log-probability for whole texts, a text for what is written.
@@ -73,7 +72,7 @@ def answers(output: Output, asks: Sequence[Ask], setup: Setup, workers: Workers)
     return _likelihoods([encode(ask.document, *ask.arguments) for ask in asks], setup, workers)
 
 
-def _likelihoods(requests: Sequence[Request], setup: Setup, workers: Workers) -> tuple[list[Any], frozenset[int]]:
+def _likelihoods(requests: Sequence[Request], setup: Setup, workers: Asked) -> tuple[list[Any], frozenset[int]]:
     if setup.masked:
         hidden, cut = hide_each(requests, setup.encoder.front, setup.encoder.back, setup.encoder.max_length)
         told = [one for part in workers.map("score", [(batch,) for batch in batched(hidden, MASKED_POSITIONS)]) for one in part]
@@ -85,7 +84,7 @@ def _likelihoods(requests: Sequence[Request], setup: Setup, workers: Workers) ->
     return [found[i] for i in range(len(requests))], plan.truncated
 
 
-def _written(asks: Sequence[Ask], setup: Setup, workers: Workers) -> tuple[list[Any], frozenset[int]]:
+def _written(asks: Sequence[Ask], setup: Setup, workers: Asked) -> tuple[list[Any], frozenset[int]]:
     """What is written behind each context, in batches of like length."""
     from lm_eval.models.utils import normalize_gen_kwargs
 

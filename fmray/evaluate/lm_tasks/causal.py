@@ -55,9 +55,7 @@ class CausalScorer:
         """
         if not self._shares and (prefix or not row.is_plain):
             raise RunError("a packed row came to a model that may not be asked so: this worker's hardware answers otherwise than that of the worker it replaces")
-        logprob_Q, greedy_Q = self._targets(prefix, row) if self._shares else self._targets_plainly(row)
-        request_Q = np.array(row.request_Q)
-        return {int(i): (float(logprob_Q[request_Q == i].sum(dtype=np.float64)), bool(greedy_Q[request_Q == i].all())) for i in np.unique(request_Q)}
+        return answered(row, *(self._targets(prefix, row) if self._shares else self._targets_plainly(row)))
 
     def write(self, contexts: Sequence[list[int]], max_new_tokens: int, until: Sequence[str]) -> list[str]:
         """What the model writes behind each context, the likeliest token each time, up to one of `until` or its end of text."""
@@ -103,8 +101,7 @@ class CausalScorer:
         import torch
 
         with torch.inference_mode():
-            logits_TV = self.model(input_ids=torch.tensor([row.ids_T], device=self.model.device), use_cache=False).logits[0]
-            return _read(lambda at_Q: logits_TV[at_Q], row)
+            return read_plainly(self.model, self.model.device, row)
 
     def _remember(self, prefix: tuple[int, ...]) -> None:
         """Reads a prefix once, so that rows go on from its keys and values."""
@@ -141,6 +138,20 @@ class CausalScorer:
         alone = [self._targets_plainly(row) for row in plan_rows(requests, 1000, 1000, shares=False).rows]
         first_Q, second_Q, apart_Q = (np.concatenate([logprob_Q for logprob_Q, _ in each]) for each in (*found, alone))
         return bool(max(np.abs(first_Q - apart_Q).max(), np.abs(second_Q - apart_Q).max()) < ALIKE)
+
+
+def read_plainly(model: Callable[..., Any], device: Any, row: Row) -> "tuple[np.ndarray, np.ndarray]":
+    """The log-probability [Q] of each target of a row with one sequence, and whether it is the likeliest token, by a model's forward pass."""
+    import torch
+
+    logits_TV = model(input_ids=torch.tensor([row.ids_T], device=device), use_cache=False).logits[0]
+    return _read(lambda at_Q: logits_TV[at_Q], row)
+
+
+def answered(row: Row, logprob_Q: np.ndarray, greedy_Q: np.ndarray) -> dict[int, Answer]:
+    """The answer of each request in a row, by its number."""
+    request_Q = np.array(row.request_Q)
+    return {int(i): (float(logprob_Q[request_Q == i].sum(dtype=np.float64)), bool(greedy_Q[request_Q == i].all())) for i in np.unique(request_Q)}
 
 
 def _read(logits: "Callable[[Tensor], Tensor]", row: Row) -> "tuple[np.ndarray, np.ndarray]":

@@ -1,6 +1,6 @@
 """How likely a masked model holds texts, by pseudo-likelihood. Shapes: N hidden tokens, T positions, V vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,19 +72,25 @@ class MaskedScorer:
         """For each text its request, the hidden token's log-probability, and whether it is the likeliest."""
         import torch
 
-        ids_NT = np.zeros((len(batch), max(len(one.ids) for one in batch)), dtype=np.int64)
-        seen_NT = np.zeros_like(ids_NT)
-        for row, one in enumerate(batch):
-            ids_NT[row, : len(one.ids)], seen_NT[row, : len(one.ids)] = one.ids, 1
-            ids_NT[row, one.place] = self.tokenizer.mask_token_id
         with torch.inference_mode():
-            there = {"input_ids": torch.from_numpy(ids_NT).to(self.model.device), "attention_mask": torch.from_numpy(seen_NT).to(self.model.device)}
-            logits_NTV = self.model(**there).logits
-            logits_NV = logits_NTV[torch.arange(len(batch)), torch.tensor([one.place for one in batch])].float()
-            logprob_NV = logits_NV.log_softmax(-1).cpu()
-        targets = [one.ids[one.place] for one in batch]
-        best_N = logprob_NV.argmax(-1).tolist()
-        return [(one.request, float(logprob_NV[i, targets[i]]), best_N[i] == targets[i]) for i, one in enumerate(batch)]
+            return tell_hidden(self.model, self.model.device, self.tokenizer.mask_token_id, batch)
+
+
+def tell_hidden(model: Callable[..., Any], device: Any, mask_id: int, batch: Sequence[Hidden]) -> list[tuple[int, float, bool]]:
+    """See `MaskedScorer.score`, by a model's forward pass."""
+    import torch
+
+    ids_NT = np.zeros((len(batch), max(len(one.ids) for one in batch)), dtype=np.int64)
+    seen_NT = np.zeros_like(ids_NT)
+    for row, one in enumerate(batch):
+        ids_NT[row, : len(one.ids)], seen_NT[row, : len(one.ids)] = one.ids, 1
+        ids_NT[row, one.place] = mask_id
+    logits_NTV = model(input_ids=torch.from_numpy(ids_NT).to(device), attention_mask=torch.from_numpy(seen_NT).to(device)).logits
+    logits_NV = logits_NTV[torch.arange(len(batch)), torch.tensor([one.place for one in batch])].float()
+    logprob_NV = logits_NV.log_softmax(-1).cpu()
+    targets = [one.ids[one.place] for one in batch]
+    best_N = logprob_NV.argmax(-1).tolist()
+    return [(one.request, float(logprob_NV[i, targets[i]]), best_N[i] == targets[i]) for i, one in enumerate(batch)]
 
 
 def summed(told: Sequence[tuple[int, float, bool]], n_requests: int) -> list[Answer]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fmray.core.errors import FmrayError, RunError
 from fmray.evaluate.lm_tasks.causal import CausalScorer
@@ -10,6 +10,13 @@ from fmray.evaluate.lm_tasks.masked import MaskedScorer
 
 Job = tuple[Any, ...]
 SCORERS: dict[str, Any] = {"causal_lm": CausalScorer, "masked_lm": MaskedScorer}
+
+
+class Asked(Protocol):
+    """Who scores jobs."""
+
+    def map(self, method: str, jobs: Sequence[Job]) -> list[Any]:
+        """What each job's arguments give to a method of the scorer, in the jobs' order."""
 
 
 class _Actor:

@@ -67,9 +67,28 @@ class Architecture(Component, package="fmray.model.architectures"):
     def activation_bytes(self, vocab_size: int, seq_len: int, *, precision: Precision, attention: str, reads: Reads | None = None) -> float | None:
         """Bytes that forward and backward of one row hold at once besides weights and gradients (see `fmray.model.activations`).
 
-        None where an architecture does not count them.
+        With all logits of the row; with a `vocab_size` of 0 without them. None where an architecture does not count them.
         """
         return None
+
+    @property
+    def fused_width(self) -> int:
+        """The width of what the output head reads, where the loss can be taken inside of it and activations are counted; else 0."""
+        return 0
+
+
+class PlainShape(Config):
+    """The dimensions of a model with as many heads of keys as of queries, by the names that most of Hugging Face's configs give them."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    intermediate_size: int
+
+    @classmethod
+    def of(cls, layers: int, hidden: int, heads: int) -> "PlainShape":
+        """The usual one: MLPs four times as wide inside."""
+        return cls(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden)
 
 
 def overridden(named: Shape, architecture: Architecture) -> Shape:

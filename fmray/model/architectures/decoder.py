@@ -80,6 +80,11 @@ class Decoder(Architecture):
             return shape.model_copy(update={"num_key_value_heads": self.num_attention_heads})
         return shape
 
+    @property
+    def fused_width(self) -> int:
+        """Every decoder's head is a plain product."""
+        return self.shape.hidden_size
+
     def hf_config(self, vocab_size: int, max_positions: int) -> "LlamaConfig":
         """A `LlamaConfig`. Token ids are set by whoever knows the tokenizer."""
         from transformers import LlamaConfig

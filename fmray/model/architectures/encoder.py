@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fmray.core.config import Config
 from fmray.model.activations import LOGIT_BYTES, Precision, attention_bytes, kept_bytes
-from fmray.model.architectures import Architecture, Family, Reads, overridden
+from fmray.model.architectures import Architecture, Family, PlainShape, Reads, overridden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -16,28 +15,13 @@ Variant = Literal["bert", "roberta", "modernbert", "esm"]
 # What a layer keeps for its backward pass, in widths and in inner widths of the MLP: inputs of norms and matrices, q, k, v, attention's
 # output twice. modernbert turns q and k and gates; esm turns them too, scales q, and has an activation of four steps.
 KEPT: dict[str, tuple[int, int]] = {"bert": (9, 2), "roberta": (9, 2), "modernbert": (11, 4), "esm": (9, 5)}
-
-
-class Shape(Config):
-    """Every dimension of an encoder, named as Hugging Face names them."""
-
-    num_hidden_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    intermediate_size: int
-
-
-def _shape(layers: int, hidden: int, heads: int) -> Shape:
-    return Shape(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden)
-
-
 # base and large are those of Devlin et al. 2019; all heads are 64 wide.
-SIZES: dict[str, Shape] = {
-    "nano": _shape(4, 192, 3),
-    "micro": _shape(6, 256, 4),
-    "small": _shape(6, 512, 8),
-    "base": _shape(12, 768, 12),
-    "large": _shape(24, 1024, 16),
+SIZES: dict[str, PlainShape] = {
+    "nano": PlainShape.of(4, 192, 3),
+    "micro": PlainShape.of(6, 256, 4),
+    "small": PlainShape.of(6, 512, 8),
+    "base": PlainShape.of(12, 768, 12),
+    "large": PlainShape.of(24, 1024, 16),
 }
 
 
@@ -70,7 +54,7 @@ class Encoder(Architecture):
         return self
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> PlainShape:
         """The named size with the overrides applied."""
         return overridden(SIZES[self.size], self)
 
@@ -78,6 +62,11 @@ class Encoder(Architecture):
     def packs(self) -> bool:
         """ESM's embeddings read a mask of rows, so it cannot be told which positions share a segment."""
         return self.variant != "esm"
+
+    @property
+    def fused_width(self) -> int:
+        """Of all heads but that of ESM, which adds its bias later."""
+        return 0 if self.variant == "esm" else self.shape.hidden_size
 
     def hf_config(self, vocab_size: int, max_positions: int) -> "PreTrainedConfig":
         """A Hugging Face config of the variant. Token ids, and with them RoBERTa's place in front of the positions, are set by whoever

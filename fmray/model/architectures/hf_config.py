@@ -8,7 +8,7 @@ from pydantic import PrivateAttr, model_validator
 
 from fmray.core.errors import ConfigError
 from fmray.model.architectures import Architecture, Family, Reads
-from fmray.model.flops import flops_per_token
+from fmray.model.flops import READ, flops_per_token
 from fmray.model.positions import max_positions
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class HFConfig(Architecture):
         """
         config = self.hf_config(vocab_size, seq_len)
         # By attribute: classes map the names of their own (n_layer, d_model) to these.
-        told = {name: getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size", "vocab_size", "tie_word_embeddings")}
+        told = {name: getattr(config, name, None) for name in READ}
         found = flops_per_token(told, self.count_params(vocab_size, seq_len), seq_len)
         if found is None:
             raise ConfigError(f"{self.path} does not name its layers and its width", where="model")

@@ -60,6 +60,11 @@ class T5(Architecture):
         """The mask of pairs that keeps packed documents apart in the encoder would be the decoder's as well, whose rows are others."""
         return False
 
+    @property
+    def fused_width(self) -> int:
+        """That of the decoder's hidden states."""
+        return self.shape.d_model
+
     def hf_config(self, vocab_size: int, max_positions: int) -> "T5Config":
         """A `T5Config`; relative positions have no limit. Token ids are set by whoever knows the tokenizer."""
         from transformers import T5Config

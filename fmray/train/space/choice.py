@@ -9,10 +9,10 @@ from fmray.train.space import Distribution
 
 
 class Choice(Distribution):
-    """One of the listed values, every one as likely as any other."""
+    """One of the listed values, every one as likely as any other; null is one for a field that may be left out."""
 
     type: Literal["choice"] = "choice"
-    values: tuple[bool | int | float | str, ...]
+    values: tuple[bool | int | float | str | None, ...]
 
     @model_validator(mode="after")
     def _not_empty(self) -> "Choice":
