@@ -1,9 +1,12 @@
-"""Serving compared in one run: `python -m benchmarks.serve [--size 20m] [--write FILE]` from the repository.
+"""Serving compared in one run, from the repository's directory:
 
-The same mixed requests, greedily in float32 on one thread, through fmray over HTTP, a plain FastAPI + `generate` server, transformers'
-own server, and without a network through `generate` one by one and in padded batches of 32. Tokens a CPU-second count every process
-of a server (for fmray: replica, face and proxy), and not the client. Then the times of streams: what HTTP adds to the bare engine's
-first token, and the percentiles at 16 clients.
+    python -m benchmarks.serve [--size 20m|smollm2|tiny] [--parts speed latency load] [--repeats 3] [--minutes 10] [--write FILE]
+
+speed: the same mixed requests, all at once, greedily in float32 on one thread, through fmray over HTTP, a plain FastAPI + `generate`
+server, transformers' own server, and without a network through `generate` one by one and in padded batches of 32, in turn, `--repeats`
+times, each after the same once to warm up. Tokens a CPU-second count every process of a server (for fmray: replica, face and proxy) and not the client.
+latency: streams; what HTTP adds to the bare engine's first token with one client, and percentiles at 16 clients.
+load: 16 clients for `--minutes`, whole answers and streams in turn, each asked once; faults, and the slope of the memory.
 """
 
 import argparse
@@ -13,108 +16,117 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-
-import numpy as np
+# Set, and not only where missing: a second thread would make every way slower, and each in its own measure.
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
+os.environ.pop("RAY_ADDRESS", None)
 
 from benchmarks.serve import client, servers, work
+from benchmarks.serve.inprocess import FIRST
+from benchmarks.serve.report import CLIENTS, Found, report
+from benchmarks.serve.watching import watched
 
-CLIENTS = 16
+PARTS = ("speed", "latency", "load")
+INPROCESS_S = 1800.0
+OTHERS = {"plain": servers.plain, "transformers": servers.transformers_serve}
 
 
-def inprocess(way: str, folder: Path, n: int, shrink: int) -> dict[str, Any]:
+def inprocess(way: str, folder: Path, known: argparse.Namespace) -> dict[str, Any]:
     """What one of the ways without a network measured, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.serve.inprocess", way, str(folder), str(n), str(shrink)]
-    return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()[-1]))
+    command = [sys.executable, "-m", "benchmarks.serve.inprocess", way, str(folder), known.size, str(known.requests), str(known.shrink)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, timeout=INPROCESS_S)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def asked_of(server: servers.Server, asked: list[work.Request]) -> dict[str, Any]:
-    """All requests at once, after one to warm up: tokens, seconds, CPU-seconds and texts."""
-    client.whole(server.url, server.model, asked[:1])
+    """All requests at once, after the same once to warm up: tokens, seconds, CPU-seconds and texts."""
+    client.whole(server.url, server.model, asked)
     before = server.cpu_s()
-    texts, wall_s = client.whole(server.url, server.model, asked)
-    # Nothing ends an answer early; that all of it came is seen when it is compared.
-    return {"tokens": sum(request.max_tokens for request in asked), "wall_s": wall_s, "cpu_s": server.cpu_s() - before, "texts": texts}
+    answers, wall_s = client.whole(server.url, server.model, asked)
+    cpu_s = server.cpu_s() - before
+    return {"tokens": sum(one.n_tokens for one in answers), "wall_s": wall_s, "cpu_s": cpu_s, "texts": [one.text for one in answers]}
 
 
-def measure(folder: Path, n: int, shrink: int) -> dict[str, dict[str, Any]]:
-    """Everything, by way."""
-    asked = work.requests(n, shrink=shrink)
-    found = {way: inprocess(way, folder, n, shrink) for way in ("one_by_one", "static", "engine")}
-    with servers.fmray_serve(folder) as server:
-        found["fmray"] = asked_of(server, asked)
-        alone = client.streams(server.url, server.model, asked[:16], 1)
-        crowd = client.streams(server.url, server.model, asked, CLIENTS)
-    found["alone"] = {"ttft_ms": [1e3 * one.ttft_s for one in alone]}
-    found["crowd"] = {"ttft_ms": [1e3 * one.ttft_s for one in crowd], "gap_ms": [1e3 * gap for one in crowd for gap in one.gaps_s]}
-    for name, start in (("plain", servers.plain), ("transformers", servers.transformers_serve)):
+def streamed(server: servers.Server, asked: list[work.Request], clients: int) -> dict[str, Any]:
+    """Times of streams in ms, after the same once to warm up, and what they took altogether."""
+    client.streams(server.url, server.model, asked, clients)
+    began, before = time.perf_counter(), server.cpu_s()
+    found = client.streams(server.url, server.model, asked, clients)
+    spent = {"wall_s": time.perf_counter() - began, "cpu_s": server.cpu_s() - before}
+    return {"ttft_ms": [1e3 * one.ttft_s for one in found], "gap_ms": [1e3 * gap for one in found for gap in one.gaps_s], **spent}
+
+
+def speed(folder: Path, asked: list[work.Request], known: argparse.Namespace, found: Found) -> None:
+    """One round of every way but fmray's."""
+    for way in ("one_by_one", "static"):
+        found.add(way, inprocess(way, folder, known))
+    for name, start in OTHERS.items():
         try:
             with start(folder) as server:
-                found[name] = asked_of(server, asked)
-        except RuntimeError as error:
-            found[name] = {"failed": str(error).splitlines()[0][:160]}
+                found.add(name, asked_of(server, asked))
+        except client.FAULTS as error:
+            found.failed[name] = (str(error) or type(error).__name__).splitlines()[0][:160]
+
+
+def latency(server: servers.Server, asked: list[work.Request], found: Found) -> None:
+    """What streams of fmray take, with one client and with 16."""
+    found.latency["alone"] = streamed(server, asked[:FIRST], 1)
+    # Each client asks several times, so that there is a percentile to tell.
+    found.latency["fmray"] = streamed(server, asked * 4, CLIENTS)
+
+
+def measure(folder: Path, known: argparse.Namespace) -> Found:
+    """Everything that was asked for."""
+    asked, found = work.requests(known.size, known.requests, shrink=known.shrink), Found()
+    for repeat in range(known.repeats if "speed" in known.parts else 0):
+        with servers.fmray_serve(folder) as server:
+            found.add("fmray", asked_of(server, asked))
+        speed(folder, asked, known, found)
+        print(f"round {repeat + 1}: " + ", ".join(f"{way} {rates[-1]:.0f}" for way, rates in found.rates().items()) + " tokens a CPU-second", file=sys.stderr, flush=True)
+    if "latency" in known.parts:
+        found.latency["engine"] = inprocess("engine", folder, known)
+        try:
+            with servers.transformers_serve(folder) as server:
+                found.latency["transformers"] = streamed(server, asked * 4, CLIENTS)
+        except client.FAULTS as error:
+            found.failed["transformers"] = (str(error) or type(error).__name__).splitlines()[0][:160]
+    if "latency" in known.parts or "load" in known.parts:
+        with servers.fmray_serve(folder) as server:
+            if "latency" in known.parts:
+                latency(server, asked, found)
+            if "load" in known.parts:
+                with watched(server) as found.memory:
+                    found.load = client.load(server.url, server.model, asked, CLIENTS, 60 * known.minutes)
     return found
-
-
-def same(found: dict[str, Any], name: str) -> str:
-    """How many of a server's answers are `generate`'s, token for token."""
-    # The padding token may be drawn as any other, and some servers leave it out of their texts.
-    expected = [[f"w{i}" for i in ids if i] for ids in found["one_by_one"]["answers"]]
-    said = [[word for word in text.split() if word != "w0"] for text in found[name]["texts"]]
-    return f"{sum(a == b for a, b in zip(said, expected, strict=True))} of {len(expected)}"
-
-
-def report(found: dict[str, dict[str, Any]], size: str, n_params: int) -> str:
-    """The results as Markdown."""
-    named = {
-        "fmray": "fmray over HTTP (replica, face and proxy counted)", "one_by_one": "`generate` one by one, no network",
-        "static": "`generate` in padded batches of 32, no network", "plain": "FastAPI + `generate`", "transformers": "`transformers serve`",
-    }  # fmt: skip
-    base = found["one_by_one"]["tokens"] / found["one_by_one"]["cpu_s"]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray"))
-    lines = [
-        f"Model {size}: {n_params / 1e6:.1f} M parameters, float32; {len(found['one_by_one']['answers'])} requests. Python {platform.python_version()}, {versions}.",
-        "", "| | tokens/s | tokens per CPU-second | times one by one | answers equal to `generate` |", "|---|--:|--:|--:|--:|",
-    ]  # fmt: skip
-    for name, shown in named.items():
-        one = found[name]
-        if "failed" in one:
-            lines.append(f"| {shown} | did not run: {one['failed']} | | | |")
-            continue
-        rate = one["tokens"] / one["cpu_s"]
-        equal = same(found, name) if "texts" in one else ""
-        lines.append(f"| {shown} | {one['tokens'] / one['wall_s']:,.0f} | {rate:,.0f} | {rate / base:.2f} | {equal} |")
-    bare, alone = found["engine"]["ttft_ms"], float(np.mean(found["alone"]["ttft_ms"]))
-    ttft, gaps = (np.percentile(found["crowd"][key], (50, 99)) for key in ("ttft_ms", "gap_ms"))
-    lines += [
-        "", f"First token, one client: {alone:.1f} ms over HTTP, {bare:.1f} ms from the bare engine: {alone - bare:.1f} ms added (means of {len(found['alone']['ttft_ms'])}).",
-        "", f"{CLIENTS} clients, streams: first token p50 {ttft[0]:.0f} ms, p99 {ttft[1]:.0f} ms; between tokens p50 {gaps[0]:.1f} ms, p99 {gaps[1]:.1f} ms.",
-    ]  # fmt: skip
-    return "\n".join(lines)
 
 
 def main() -> None:
     """Measures and prints; with --write also into a file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=sorted(work.SIZES), default="20m")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=work.NAMES, default="20m")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["speed", "latency"])
     parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of speed")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of load")
     parser.add_argument("--shrink", type=int, default=1, help="divides the lengths, for a try")
     parser.add_argument("--write", type=Path)
-    given = parser.parse_args()
+    known = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp) / "bench"
-        n_params = work.save(folder, given.size)
-        text = report(measure(folder, given.requests, given.shrink), given.size, n_params)
+        n_params = work.save(folder, known.size)
+        found = measure(folder, known)
+    names = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray"))
+    model = f"Model {known.size}: {n_params / 1e6:.1f} M parameters, float32, one thread; {known.requests} requests."
+    text = "\n".join([f"{model} Python {platform.python_version()}, {names}; {os.cpu_count()} cores.", *report(found)])
     print(text)
-    if given.write is not None:
-        head = f"# Serving\n\n`python -m benchmarks.serve --size {given.size} --write FILE`. {' '.join((__doc__ or '').split()[12:])}\n\n"
-        given.write.write_text(head + text + "\n", encoding="utf-8")
+    if known.write is not None:
+        said = " ".join((__doc__ or "").partition("\n\nspeed: ")[2].split())
+        command = f"`python -m benchmarks.serve --size {known.size} --parts {' '.join(known.parts)}`"
+        known.write.write_text(f"# Serving\n\n{command}. Speed: {said}\n\n{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,16 +7,13 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from transformers import AutoTokenizer
 
-from benchmarks.serve.inprocess import opened
+from benchmarks.serve.inprocess import Opened
 
 
 def build(folder: Path) -> FastAPI:
     """The application."""
-    import torch
-
-    model, tokenizer, turn, api = opened(folder), AutoTokenizer.from_pretrained(folder), threading.Lock(), FastAPI()
+    opened, turn, api = Opened(folder), threading.Lock(), FastAPI()
 
     @api.get("/health")
     def health() -> str:
@@ -24,10 +21,9 @@ def build(folder: Path) -> FastAPI:
 
     @api.post("/v1/completions")
     def complete(body: dict[str, Any]) -> dict[str, Any]:
-        encoded = tokenizer(body["prompt"], return_tensors="pt")
-        with turn, torch.inference_mode():
-            out = model.generate(encoded["input_ids"], attention_mask=encoded["attention_mask"], do_sample=False, max_new_tokens=body["max_tokens"])
-        return {"choices": [{"text": tokenizer.decode(out[0, encoded["input_ids"].shape[1] :])}]}
+        with turn:
+            ids = opened.generate([opened.ids(body["prompt"])], body["max_tokens"])[0]
+        return {"choices": [{"text": opened.text(ids)}], "usage": {"completion_tokens": len(ids)}}
 
     return api
 

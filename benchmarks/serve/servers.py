@@ -1,6 +1,7 @@
-"""The servers that are compared, each up while its block runs, with the processes whose CPU-seconds count."""
+"""The servers that are compared, each up while its block runs, with the processes whose CPU-seconds and memory count."""
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,24 +21,28 @@ from fmray.serve.deploy import running
 from fmray.serve.deployment import DeployConfig
 from fmray.serve.specs import specs_of
 
-COUNTED = ("ray::ServeReplica", "ray::ProxyActor")
-N_COUNTED = 3  # the model's replica, the face, the proxy
+APP = "bench"
+TITLES = {"replica": f"ray::ServeReplica:{APP}:model-", "face": f"ray::ServeReplica:{APP}:face", "proxy": "ray::ProxyActor"}
 CACHE_TOKENS = 8192
-START_S = 180.0
+START_S, STOP_S = 180.0, 10.0
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server's base URL, the name by which it knows the model, and its CPU-seconds until now."""
+    """A server's base URL, the name by which it knows the model, and its processes by name."""
 
     url: str
     model: str
-    cpu_s: Callable[[], float]
+    processes: Mapping[str, psutil.Process]
 
+    def cpu_s(self) -> float:
+        """The processes' CPU-seconds until now."""
+        times = [process.cpu_times() for process in self.processes.values()]
+        return float(sum(one.user + one.system for one in times))
 
-def _cpu_s(processes: list[psutil.Process]) -> float:
-    times = [process.cpu_times() for process in processes]
-    return float(sum(one.user + one.system for one in times))
+    def memory_mb(self) -> dict[str, float]:
+        """Memory of each process that no other one shares, in MB of a million bytes."""
+        return {name: process.memory_full_info().uss / 1e6 for name, process in self.processes.items()}
 
 
 @contextlib.contextmanager
@@ -48,43 +53,57 @@ def fmray_serve(folder: Path) -> Iterator[Server]:
     temp = tempfile.mkdtemp(prefix="fmb", dir="/tmp")
     ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=temp, object_store_memory=200_000_000, log_to_driver=False)
     try:
-        config = DeployConfig(app="bench", num_cpus=1.0, cache_tokens=CACHE_TOKENS, port=free_port("127.0.0.1"))
+        config = DeployConfig(app=APP, num_cpus=1.0, cache_tokens=CACHE_TOKENS, port=free_port("127.0.0.1"), deadline_s=1800.0, drain_s=STOP_S)
         specs = specs_of([admit(folder, waiver=Waiver("benchmarks", "measured"))], ["bench"])
         with running(specs, config, keep=False) as url:
-            mine = [p for p in psutil.process_iter(["cmdline"]) if _is_serving(p, temp)]
-            if len(mine) != N_COUNTED:
-                raise ValueError(f"{len(mine)} serving processes were found, not {N_COUNTED}")
-            yield Server(url, "bench", lambda: _cpu_s(mine))
+            yield Server(url, "bench", _serving(temp))
     finally:
         ray.shutdown()
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def _is_serving(process: psutil.Process, temp: str) -> bool:
-    """Whether a process is one of this Ray's serving actors: another Ray may run on the machine."""
-    titled = (process.info["cmdline"] or [""])[0].startswith(COUNTED)
+def _serving(temp: str) -> dict[str, psutil.Process]:
+    """This Ray's serving processes by name. Raises RuntimeError where they are not one of each: another Ray may run on the machine."""
+    found = [(name, p) for p in psutil.process_iter(["cmdline"]) if (name := _name(p)) and _is_below(p, temp)]
+    if sorted(name for name, _ in found) != sorted(TITLES):
+        raise RuntimeError(f"the serving processes found are {sorted(name for name, _ in found)}, not one of each of {sorted(TITLES)}")
+    return dict(found)
+
+
+def _name(process: psutil.Process) -> str | None:
+    title = (process.info["cmdline"] or [""])[0]
+    return next((name for name, begin in TITLES.items() if title.startswith(begin)), None)
+
+
+def _is_below(process: psutil.Process, temp: str) -> bool:
     try:
-        return titled and any(temp in file.path for file in process.open_files())
+        return any(temp in file.path for file in process.open_files())
     except psutil.Error:
         return False
 
 
 @contextlib.contextmanager
 def _child(command: list[str], port: int, model: str) -> Iterator[Server]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + START_S
-        while not _up(url):
-            if process.poll() is not None or time.monotonic() > deadline:
+    """A server in a process of its own. What it says goes to a file: a pipe that nobody reads would stop it once it is full."""
+    with tempfile.TemporaryFile() as said:
+        environment = os.environ | {"HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+        try:
+            url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_S
+            while not _up(url):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    said.seek(0)
+                    raise RuntimeError(f"did not start: {(said.read().decode(errors='replace').strip().splitlines() or ['said nothing'])[-1]}")
+                time.sleep(0.2)
+            yield Server(url, model, {"server": psutil.Process(process.pid)})
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                # transformers' server does not end while the thread of its continuous batching lives.
                 process.kill()
-                raise RuntimeError(f"{command[2]} did not start: {(process.stderr.read() if process.stderr else b'')[-400:].decode()}")
-            time.sleep(0.2)
-        counted = [psutil.Process(process.pid)]
-        yield Server(url, model, lambda: _cpu_s(counted))
-    finally:
-        process.terminate()
-        process.wait(30)
+                process.wait(STOP_S)
 
 
 def _up(url: str) -> bool:

@@ -15,9 +15,11 @@ from fmray.core.config import dump
 from fmray.core.errors import ResourceError, RunError
 from fmray.serve.deployment import DeployConfig, ModelSpec
 from fmray.serve.judge import CanaryJudge
+from fmray.serve.limits import Limits, rated
 from fmray.serve.meters import DEPLOYMENT_PREFIX
 from fmray.serve.operated import OperatedFace
 from fmray.serve.operation import Operation
+from fmray.serve.pool import POOL, PooledReplica, adapters_of
 from fmray.serve.protection import MAX_OPEN, Protection
 from fmray.serve.replicas import TASK_BATCH, GenerationReplica, TaskReplica
 
@@ -40,7 +42,9 @@ class Instance:
 
 
 def build(specs: Sequence[ModelSpec], config: DeployConfig, operation: Operation, protection: Protection) -> "Application":
-    """One deployment for each model and the HTTP face before them, with a judge beside it while there are canaries."""
+    """One deployment for each model, or with `max_loaded` one for all, and the HTTP face before them, with a judge beside it while there
+    are canaries, and what counts for all replicas of the face where rates are limited. Adapters are in their base's deployment.
+    """
     from ray import serve
 
     def deployment(replica: type[Any], name: str, scale: dict[str, Any], cpus: float, gpus: float, at_once: int) -> Any:
@@ -58,15 +62,32 @@ def build(specs: Sequence[ModelSpec], config: DeployConfig, operation: Operation
     # More than a replica takes: it counts what is under way itself, and tells the rest to come back later.
     at_once = config.max_requests + config.max_queued + TASK_BATCH + 64
 
-    def model(spec: ModelSpec) -> Any:
-        replica: type[Any] = GenerationReplica if spec.head == "causal_lm" else TaskReplica
-        arguments = (spec.path,) if spec.head == "causal_lm" else (spec.path, spec.head)
-        return deployment(replica, DEPLOYMENT_PREFIX + spec.name, scale_of(config), config.num_cpus, config.num_gpus, at_once).bind(*arguments, config)
+    def models(replica: type[Any], name: str, n_held: int = 1) -> Any:
+        return deployment(replica, name, scale_of(config), config.num_cpus, config.num_gpus, n_held * at_once)
 
+    def model(spec: ModelSpec) -> Any:
+        name = DEPLOYMENT_PREFIX + spec.name
+        if spec.head != "causal_lm":
+            return models(TaskReplica, name).bind(spec.path, spec.head, config)
+        return models(GenerationReplica, name).bind(spec.path, config, adapters_of(spec.name, specs))
+
+    if config.max_loaded is not None:
+        pool = models(PooledReplica, POOL, config.max_loaded).bind(tuple(specs), config)
+        own = {spec.name: pool for spec in specs}
+    else:
+        own = {spec.name: model(spec) for spec in specs if spec.base is None}
     judge = deployment(CanaryJudge, "judge", {"num_replicas": 1}, 0.0, 0.0, 256).bind(operation.canaries) if operation.canaries else None
+    limits = deployment(Limits, "limits", {"num_replicas": 1}, 0.0, 0.0, 2 * MAX_OPEN).bind() if rated(protection) else None
     face = deployment(serve.ingress()(OperatedFace), "face", {"num_replicas": faces(config)}, FACE_CPUS, 0.0, 2 * MAX_OPEN)
-    application: Application = face.bind(operation, judge, tuple(specs), *(model(spec) for spec in specs), protection=protection)
+    handles = (own[spec.base or spec.name] for spec in specs)
+    pooled = config.max_loaded is not None
+    application: Application = face.bind(operation, judge, tuple(specs), *handles, protection=protection, limits=limits, pooled=pooled)
     return application
+
+
+def model_deployments(models: Sequence[tuple[str, str | None]], config: DeployConfig) -> list[str]:
+    """The names of the deployments that hold models, each given by its name and its base."""
+    return [POOL] if config.max_loaded is not None else [DEPLOYMENT_PREFIX + name for name, base in models if base is None]
 
 
 def scale_of(config: DeployConfig) -> dict[str, Any]:
@@ -79,10 +100,11 @@ def faces(config: DeployConfig) -> int:
     return min(2, config.least_replicas)
 
 
-def require(n_models: int, config: DeployConfig) -> None:
+def require(specs: Sequence[ModelSpec], config: DeployConfig) -> None:
     """Waits for the resources of the application. Raises ResourceError naming what the cluster lacks."""
+    n_deployments = len(model_deployments([(spec.name, spec.base) for spec in specs], config))
     bundle = {"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if config.num_gpus else {})
-    require_on_cluster([{"CPU": FACE_CPUS}] * faces(config) + [bundle] * n_models * config.least_replicas, wait_s=min(60.0, config.start_timeout_s))
+    require_on_cluster([{"CPU": FACE_CPUS}] * faces(config) + [bundle] * n_deployments * config.least_replicas, wait_s=min(60.0, config.start_timeout_s))
 
 
 def start(host: str, port: int | None) -> Instance:

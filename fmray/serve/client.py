@@ -22,12 +22,14 @@ T = TypeVar("T")
 
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+# Together longer than the half minute and the start that it takes Ray Serve, with its own settings, to replace a dead proxy.
+ATTEMPTS = 20
 
 
 class Client:
     """Asks an application at `url`. `attempts` 1 asks once; `retried` counts the questions that had to be asked again."""
 
-    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 120.0, attempts: int = 8) -> None:
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 120.0, attempts: int = ATTEMPTS) -> None:
         self.url, self.timeout_s, self.attempts = url.rstrip("/"), timeout_s, attempts
         self.retried = 0
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})

@@ -33,6 +33,10 @@ def plan(config: DeployConfig, upstream: Mapping[str, Config]) -> dict[str, str]
     scaling = config.autoscaling
     count = f"{scaling.min_replicas} to {scaling.max_replicas}" if scaling else str(config.num_replicas)
     lines = {"application": f"{config.app} at {config.route}", "replicas": f"{count} a model, {each} each"}
+    if config.max_loaded is not None:
+        lines["replicas"] = f"{count}, {each} each, with at most {config.max_loaded} of the models loaded at once"
+    if config.adapters:
+        lines["adapters"] = ", ".join(f"{name} on {base}" for name, base in config.adapters.items())
     if config.canary is not None:
         lines["canary"] = f"{config.canary.share:.0%} of the traffic until {config.canary.min_requests} requests, then {'; '.join(config.canary.rules)}"
     return lines
@@ -49,6 +53,7 @@ def deploy(config: DeployConfig, models: tuple[ServedModel, ...], out: Out) -> D
     """Brings the models up, measures smoke requests, and takes them down again when the Ray in use ends with this process.
 
     Raises:
+        ArtifactError: a model that is to be served as an adapter is none of that base.
         ConfigError: no model, or two under one name, an engine that is not installed, or a host that needs API keys.
         GateRefused: a checkpoint's files are not those that its decision admitted.
         ResourceError: the port is in use, or the cluster lacks resources.
@@ -58,11 +63,11 @@ def deploy(config: DeployConfig, models: tuple[ServedModel, ...], out: Out) -> D
     admissions = [admit(m.checkpoint.path, decision=m.decision.path) for m in models]
     own_key = secrets.token_urlsafe(32)
     protection = ready(config, own_key)
-    rollout = roll_out(Registry(storage_of(out.path) / REGISTRY), admissions, names, config.canary)
+    rollout = roll_out(Registry(storage_of(out.path) / REGISTRY), admissions, names, config.canary, config.adapters)
     specs = rollout.specs
     connect()
     live = not is_private()
-    application.require(len(specs), config)
+    application.require(specs, config)
     for canary in rollout.canaries:
         out.progress(f"{canary.name}: version {canary.candidate} beside the champion, version {canary.champion}")
     out.progress("starting Ray Serve")
@@ -78,7 +83,7 @@ def deploy(config: DeployConfig, models: tuple[ServedModel, ...], out: Out) -> D
         rollout.settle()
     return Deployment(
         app=config.app, route=config.route, url=url if live else None, live=live, replicas=config.least_replicas,
-        models=tuple(_deployed(model, admission, out.path) for model, admission in zip(models, admissions, strict=True)),
+        models=tuple(_deployed(model, admission, out.path, config.adapters) for model, admission in zip(models, admissions, strict=True)),
         canary=dump(config.canary) if config.canary is not None else None,
         metrics=tuple(metrics), samples=tuple(samples), start_s=round(start_s, 2), serve_command=f"fmray serve {_shown(out.path)}",
     )  # fmt: skip
@@ -149,13 +154,13 @@ def _operation(config: DeployConfig, rollout: Rollout, out: Out) -> Operation:
     )  # fmt: skip
 
 
-def _deployed(model: ServedModel, admission: Admission, root: Path) -> DeployedModel:
+def _deployed(model: ServedModel, admission: Admission, root: Path, adapters: Mapping[str, str]) -> DeployedModel:
     def relative(artifact: Artifact[Any]) -> str:
         return os.path.relpath(artifact.path.resolve(), root.resolve())
 
     return DeployedModel(
         name=model.checkpoint.name, fingerprint=model.checkpoint.fingerprint, digest=admission.digest, head=admission.head,
-        path=relative(model.checkpoint), decision_path=relative(model.decision),
+        path=relative(model.checkpoint), decision_path=relative(model.decision), base=adapters.get(model.checkpoint.name),
     )  # fmt: skip
 
 

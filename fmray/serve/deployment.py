@@ -41,6 +41,8 @@ class DeployConfig(Config):
     smoke_requests: int = Field(8, ge=1, description="measured requests to each model")
     smoke_max_tokens: int = Field(16, ge=1, description="tokens of each measured completion")
     canary: CanaryConfig | None = Field(None, description="a new version takes a share of the traffic, and must show itself, before it is the champion")
+    adapters: dict[str, str] = Field({}, description="models that are served as low-rank adapters on the weights of another one: {name: base}")
+    max_loaded: int | None = runtime(None, ge=1, description="models that a replica holds at once, loaded when asked for; None: each has replicas of its own")
     autoscaling: Autoscaling | None = runtime(None, description="in the place of a fixed num_replicas")
     drain_s: float | None = runtime(None, ge=0, description="that a replica which is replaced may take to finish its answers; None: deadline_s")
     log_prompts: bool = runtime(False, description="whether the request log holds the text of requests")
@@ -57,7 +59,7 @@ class DeployConfig(Config):
     deadline_s: float = runtime(300.0, gt=0)
     api_keys: str | None = runtime(None)
     open_to_all: bool = runtime(False)
-    requests_per_min: int | None = runtime(None, ge=1)
+    requests_per_min: int | None = runtime(None, ge=1, description="of each key (without keys: of everyone together), over all replicas")
     start_timeout_s: float = runtime(300.0, gt=0)
 
     @property
@@ -65,9 +67,19 @@ class DeployConfig(Config):
         """Replicas of each model that there are in any case."""
         return self.num_replicas if self.autoscaling is None else self.autoscaling.min_replicas
 
+    @model_validator(mode="after")
+    def _held_by_the_engine(self) -> "DeployConfig":
+        if self.adapters and self.engine == "vllm":
+            raise ValueError("adapters: the engine vllm takes none here; use the engine transformers")
+        if self.adapters and self.canary is not None:
+            raise ValueError("adapters: a canary is of a model with weights of its own; leave one of the two out")
+        if self.max_loaded is not None and self.engine == "vllm":
+            raise ValueError("max_loaded: the engine vllm keeps its model as long as its replica lives; use the engine transformers")
+        return self
+
     def identity(self) -> dict[str, Any]:
-        """Without a canary, that of a deployment from before there were canaries."""
-        return {key: value for key, value in super().identity().items() if key != "canary" or value is not None}
+        """Without a canary and adapters, that of a deployment from before there were any."""
+        return {key: value for key, value in super().identity().items() if key not in ("canary", "adapters") or value}
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,9 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a replica and the HTTP face must know of a model. `card` is shown at /metadata: record, decision, waiver."""
+    """What a replica and the HTTP face must know of a model. `card` is shown at /metadata: record, decision, waiver. `base` names the
+    served model on whose weights this one is an adapter; None: it has weights of its own.
+    """
 
     name: str
     path: str
@@ -88,6 +102,7 @@ class ModelSpec:
     fingerprint: str | None
     digest: str
     card: dict[str, Any]
+    base: str | None = None
 
 
 class _Frozen(BaseModel):
@@ -95,7 +110,7 @@ class _Frozen(BaseModel):
 
 
 class DeployedModel(_Frozen):
-    """One model of a deployment. `path` and `decision_path` are relative to the deployment's directory."""
+    """One model of a deployment. `path` and `decision_path` are relative to the deployment's directory; `base` as in `ModelSpec`."""
 
     name: str
     fingerprint: str
@@ -103,6 +118,7 @@ class DeployedModel(_Frozen):
     head: Head
     path: str
     decision_path: str
+    base: str | None = None
 
 
 class Sample(_Frozen):

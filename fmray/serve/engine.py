@@ -71,12 +71,16 @@ Prompt = str | list[int] | Chat
 
 @dataclass(frozen=True)
 class Generation:
-    """One request for generated text: `n` answers to each prompt, with `echo` each behind its prompt."""
+    """One request for generated text: `n` answers to each prompt, with `echo` each behind its prompt.
+
+    `adapter` names the low-rank adapter on the engine's model that answers; None: the model itself.
+    """
 
     prompts: tuple[Prompt, ...]
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
     echo: bool = False
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -244,26 +248,28 @@ class Engine(Protocol):
 
 
 class GenerationEngine(Engine, Protocol):
-    """An engine that continues text."""
+    """An engine that continues text, with its model or with one of the low-rank adapters that it was opened with, by name."""
 
-    def encode(self, prompt: Prompt, max_tokens: int | None) -> list[int]:
+    def encode(self, prompt: Prompt, max_tokens: int | None, adapter: str | None = None) -> list[int]:
         """Token ids of a prompt. Raises RequestError (400) for one that this model cannot take, or that with
         `max_tokens` behind it exceeds `max_model_len`."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
 
-    def generate(self, prompt_ids: list[int], sampling: Sampling, *, stream: bool) -> AsyncGenerator[Piece, None]:
+    def generate(
+        self, prompt_ids: list[int], sampling: Sampling, *, stream: bool, adapter: str | None = None
+    ) -> AsyncGenerator[Piece, None]:
         """Pieces of the answer as they come (with `stream`) or in one; closing the iterator, or cancelling the task that
         reads it, cancels the request.
 
         Raises RequestError (400) for sampling that the engine cannot do, (5xx) when the engine fails.
         """
 
-    async def score(self, rows: Sequence[list[int]], top: int) -> list[tuple[TokenLogprob, ...]]:
+    async def score(self, rows: Sequence[list[int]], top: int, adapter: str | None = None) -> list[tuple[TokenLogprob, ...]]:
         """The log-probability of every token of given texts, with the `top` likeliest at its place; None for the first."""
 
-    async def embed(self, rows: Sequence[list[int]]) -> list[Embedding]:
+    async def embed(self, rows: Sequence[list[int]], adapter: str | None = None) -> list[Embedding]:
         """A vector of each text: the mean of its tokens' last hidden states, of length 1."""
 
 

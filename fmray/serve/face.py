@@ -1,6 +1,7 @@
 """The HTTP face: OpenAI's routes and error bodies over the deployments of the models."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from fmray.model.checkpoint import Head
 from fmray.serve import chat_messages, messages, task_messages
 from fmray.serve.deployment import ModelSpec
-from fmray.serve.engine import Input, RequestError
-from fmray.serve.protection import Guard, Protection
+from fmray.serve.engine import Generation, Input, RequestError
+from fmray.serve.meters import refusals
+from fmray.serve.protection import Count, Guard, Protection
 from fmray.serve.schema import (
     ERRORS,
     CompletionAnswer,
@@ -45,14 +47,23 @@ EMBEDDING: tuple[Head, ...] = ("encoder", "causal_lm")
 class Face:
     """The ingress deployment: routes the body's `model` to that model's deployment."""
 
-    def __init__(self, specs: tuple[ModelSpec, ...], *handles: "DeploymentHandle[Any]", protection: Protection | None = None) -> None:
-        self.protection = protection or Protection()
-        self.models = {spec.name: (spec, handle) for spec, handle in zip(specs, handles, strict=True)}
+    def __init__(
+        self, specs: tuple[ModelSpec, ...], *handles: "DeploymentHandle[Any]", protection: Protection | None = None,
+        limits: "DeploymentHandle[Any] | None" = None, pooled: bool = False,
+    ) -> None:  # fmt: skip
+        self.protection, self._limits = protection or Protection(), limits
+        self.models = {spec.name: (spec, of_model(handle, spec) if pooled else handle) for spec, handle in zip(specs, handles, strict=True)}
+        self._about: dict[str, dict[str, Any]] = {}
         self.started = int(time.time())
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """Asked by Ray Serve in the replica, once this object is made."""
         return build_api(self)
+
+    @property
+    def count(self) -> Count | None:
+        """What counts the requests of all replicas, where anybody's rate is limited."""
+        return None if self._limits is None else self._limits.take.remote
 
     def handle(self, name: str, *heads: Head) -> "DeploymentHandle[Any]":
         """The deployment of a model.
@@ -68,9 +79,22 @@ class Face:
             raise RequestError(400, f"the model '{name}' has a {spec.head} head: ask it at {ROUTES[spec.head]}", param="model")
         return handle
 
+    def adapter(self, name: str) -> str | None:
+        """The adapter that a model is on its base's deployment, if it is one."""
+        return name if self.models[name][0].base is not None else None
+
     async def list(self) -> dict[str, Any]:
-        """The body of /v1/models."""
-        return {"object": "list", "data": await asyncio.gather(*(self.describe(name) for name in self.models))}
+        """The body of /v1/models: every model, also while it does not answer."""
+        return {"object": "list", "data": await asyncio.gather(*(self._listed(name) for name in self.models))}
+
+    async def _listed(self, name: str) -> dict[str, Any]:
+        """A model as `describe` has it; one that does not answer as it was last seen, with its health: `down` where its replica
+        said so, `unknown` where none said anything."""
+        try:
+            return await self.describe(name)
+        except RequestError as error:
+            health = {"health": "unknown" if isinstance(error, NoAnswer) else "down", "fault": error.message}
+            return self._known(name) | health
 
     async def describe(self, name: str) -> dict[str, Any]:
         """One model of /v1/models.
@@ -80,9 +104,14 @@ class Face:
         """
         if name not in self.models:
             raise RequestError(404, f"the model '{name}' does not exist here", param="model", code="model_not_found")
-        spec, handle = self.models[name]
-        about = await ask(handle.describe.remote(), HEALTH_TIMEOUT_S)
-        return {"id": name, "object": "model", "created": self.started, "owned_by": "fmray", "head": spec.head, **about}
+        self._about[name] = await ask(self.models[name][1].describe.remote(), HEALTH_TIMEOUT_S)
+        return self._known(name) | {"health": "ok"}
+
+    def _known(self, name: str) -> dict[str, Any]:
+        """What this face knows of a model without asking it."""
+        spec = self.models[name][0]
+        about = self._about.get(name, {"max_model_len": None})
+        return {"id": name, "object": "model", "created": self.started, "owned_by": "fmray", "head": spec.head, "parent": spec.base, **about}
 
     def metadata(self) -> dict[str, Any]:
         """The body of /metadata: each model's record with the decision or waiver that lets it be served."""
@@ -101,22 +130,27 @@ class Face:
 
     async def complete(self, body: messages.CompletionRequest) -> dict[str, Any]:
         """The body of a completion that is not streamed. Raises RequestError."""
-        asked = body.generation()
-        found = await self.ask(self.handle(body.model, "causal_lm").complete.remote(asked))
+        handle, asked = self._generating(body)
+        found = await self.ask(handle.complete.remote(asked))
         return messages.completion_body(body.model, found, asked.n, body.logprobs is not None)
 
     async def chat(self, body: chat_messages.ChatRequest) -> dict[str, Any]:
         """The body of a chat completion that is not streamed. Raises RequestError."""
-        found = await self.ask(self.handle(body.model, "causal_lm").complete.remote(body.generation()))
+        handle, asked = self._generating(body)
+        found = await self.ask(handle.complete.remote(asked))
         return chat_messages.chat_body(body.model, found, bool(body.logprobs))
 
     async def stream(self, body: messages.CompletionRequest | chat_messages.ChatRequest) -> AsyncIterator[str]:
         """The server-sent events of an answer. Raises RequestError before the first one; a later error is an event itself."""
-        handle, asked = self.handle(body.model, "causal_lm"), body.generation()
+        handle, asked = self._generating(body)
         pieces: Any = handle.options(stream=True).stream.remote(asked)
         n_prompt_tokens = await self.ask(pieces, anext(pieces))
         chunks = CompletionChunks(body) if isinstance(body, messages.CompletionRequest) else ChatChunks(body)
         return self._events(chunks, n_prompt_tokens, pieces, with_usage=body.wants_usage())
+
+    def _generating(self, body: messages.CompletionRequest | chat_messages.ChatRequest) -> "tuple[DeploymentHandle[Any], Generation]":
+        handle = self.handle(body.model, "causal_lm")
+        return handle, dataclasses.replace(body.generation(), adapter=self.adapter(body.model))
 
     async def _events(self, chunks: Chunks, n_prompt_tokens: int, pieces: Any, *, with_usage: bool) -> AsyncIterator[str]:
         head = chunks.head | {"usage": None} if with_usage else chunks.head
@@ -143,7 +177,10 @@ class Face:
 
     async def embed(self, body: task_messages.EmbeddingsRequest) -> dict[str, Any]:
         """The body of embeddings. Raises RequestError."""
-        found = await self.ask(self.handle(body.model, *EMBEDDING).embed.remote(body.asked()))
+        handle, asked = self.handle(body.model, *EMBEDDING), body.asked()
+        adapter = self.adapter(body.model)
+        # Encoders have none to be told of.
+        found = await self.ask(handle.embed.remote(asked) if adapter is None else handle.embed.remote(asked, adapter))
         return task_messages.embeddings_body(body.model, found, body.encoding_format)
 
     async def answer(self, head: Head, name: str, asked: Sequence[Input]) -> Sequence[Any]:
@@ -154,6 +191,15 @@ class Face:
     async def ask(self, call: Any, answer: Any = None) -> Any:
         """A replica's answer within the deadline of a request, also while there is no replica that could keep it. Raises RequestError."""
         return await ask(call, self.protection.deadline_s + GRACE_S, answer)
+
+
+def of_model(handle: "DeploymentHandle[Any]", spec: ModelSpec) -> "DeploymentHandle[Any]":
+    """The handle of a pool for one of its models: Serve prefers a replica that holds it, else one that holds the fewest."""
+    return handle.options(multiplexed_model_id=spec.base or spec.name)
+
+
+class NoAnswer(RequestError):
+    """No replica of a model answered in time."""
 
 
 async def ask(call: Any, wait_s: float, answer: Any = None) -> Any:
@@ -169,7 +215,7 @@ async def ask(call: Any, wait_s: float, answer: Any = None) -> Any:
     except TimeoutError:
         call.cancel()
         said = f"no replica of the model answered within {wait_s:g} s"
-        raise RequestError(503, said, code="replica_unavailable", retry_after_s=RETRY_AFTER_S) from None
+        raise NoAnswer(503, said, code="replica_unavailable", retry_after_s=RETRY_AFTER_S) from None
     except Exception as error:
         raise as_request_error(error) from error
     if isinstance(value, RequestError):
@@ -190,7 +236,7 @@ def build_api(face: Face) -> "FastAPI":
     from fastapi.responses import JSONResponse
 
     api = FastAPI(title="fmray", openapi_url="/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False)
-    api.add_middleware(Guard, protection=face.protection)
+    api.add_middleware(Guard, protection=face.protection, count=face.count, refused=refusals())
     add_error_bodies(api)
 
     @api.get("/health", responses={200: {"model": HealthAnswer}, **ERRORS, 503: {"model": HealthAnswer}})

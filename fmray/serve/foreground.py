@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class _Target:
     name: str
     path: Path
     decision: Path | None
+    base: str | None = None
 
 
 def serve_foreground(
@@ -51,6 +53,8 @@ def serve_foreground(
     log_prompts: bool = False,
     api_keys: Path | None = None,
     open_to_all: bool = False,
+    adapters: Mapping[str, str] | None = None,
+    max_loaded: int | None = None,
 ) -> None:
     """Serves model directories, and the models of deployment artifacts, until Ctrl-C; then takes everything down.
 
@@ -63,6 +67,8 @@ def serve_foreground(
         request_log: the JSONL file that gets a line a request; `log_prompts` puts the requests' text in it.
         api_keys: a file of NAME:SHA256 lines; beside it those of the environment variable FMRAY_API_KEYS are taken.
         open_to_all: serve other machines without keys.
+        adapters: the bases of models that are served as low-rank adapters on another one's weights, by name; a deployment's are known.
+        max_loaded: models that a replica holds at once; None: each has replicas of its own.
 
     Raises:
         ArtifactError, ConfigError: a target is not a model, the arguments do not fit together, or other machines can reach the host
@@ -74,12 +80,14 @@ def serve_foreground(
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     keys = _text(api_keys)
-    config = DeployConfig(app=APP, num_replicas=replicas, host=host, port=port, api_keys=keys, open_to_all=open_to_all, drain_s=DRAIN_S)
+    config = DeployConfig(
+        app=APP, num_replicas=replicas, host=host, port=port, api_keys=keys, open_to_all=open_to_all, drain_s=DRAIN_S, max_loaded=max_loaded
+    )
     protection = ready(config)
-    specs, canaries = planned(targets, decision=decision, waiver=Waiver.of(waive, by))
+    specs, canaries = planned(targets, decision=decision, waiver=Waiver.of(waive, by), adapters=adapters)
     operation = Operation(canaries, feedback=_text(feedback), request_log=_text(request_log), log_prompts=log_prompts)
     connect()
-    application.require(len(specs), config)
+    application.require(specs, config)
     with running(specs, config, keep=False, operation=operation, protection=protection) as url:
         print("\n".join(_greeting(url, specs, keyed=bool(protection.keys))), flush=True)
         while application.is_up(config.app):
@@ -101,11 +109,13 @@ def print_serve_config(
     log_prompts: bool,
     api_keys: Path | None,
     open_to_all: bool,
+    adapters: Mapping[str, str] | None = None,
+    max_loaded: int | None = None,
 ) -> None:
     """Prints the YAML with which `serve deploy` or a RayService serves these targets; arguments and errors as for `serve_foreground`."""
-    specs, canaries = planned(targets, decision=decision, waiver=Waiver.of(waive, by))
+    specs, canaries = planned(targets, decision=decision, waiver=Waiver.of(waive, by), adapters=adapters)
     config = DeployConfig(
-        num_replicas=replicas, host=host, port=port, log_prompts=log_prompts, api_keys=_text(api_keys), open_to_all=open_to_all,
+        num_replicas=replicas, host=host, port=port, log_prompts=log_prompts, api_keys=_text(api_keys), open_to_all=open_to_all, max_loaded=max_loaded,
     )
     decisions = {m.name: _text(decision or m.decision) for target in targets for m in _models(target)}
     operation = Operation(feedback=_text(feedback), request_log=_text(request_log), log_prompts=log_prompts)
@@ -130,7 +140,9 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else os.path.normpath(path.absolute())
 
 
-def planned(targets: list[Path], *, decision: Path | None, waiver: Waiver | None) -> tuple[tuple[ModelSpec, ...], tuple[Canary, ...]]:
+def planned(
+    targets: list[Path], *, decision: Path | None, waiver: Waiver | None, adapters: Mapping[str, str] | None = None
+) -> tuple[tuple[ModelSpec, ...], tuple[Canary, ...]]:
     """The models of the targets, and the canaries among them: those of a deployment that was made with `canary` are what the
     registry says now. Raises as `serve_foreground` does.
     """
@@ -146,20 +158,33 @@ def planned(targets: list[Path], *, decision: Path | None, waiver: Waiver | None
             rollout = resume(Registry(storage_of(target) / REGISTRY), model.name, config)
             specs += rollout.specs
             canaries += rollout.canaries
-    found = (*(admitted(plain, decision=decision, waiver=waiver) if plain or not specs else ()), *specs)
+    found = (*(admitted(plain, decision=decision, waiver=waiver, adapters=adapters) if plain or not specs else ()), *specs)
     twice = next((spec.name for at, spec in enumerate(found) if spec.name in {s.name for s in found[:at]}), None)
     if twice is not None:
         raise ConfigError(f"two models are named '{twice}'", where="models", todo="name each model once")
     return found, tuple(canaries)
 
 
-def admitted(targets: list[Path], *, decision: Path | None, waiver: Waiver | None) -> tuple[ModelSpec, ...]:
+def admitted(
+    targets: list[Path], *, decision: Path | None, waiver: Waiver | None, adapters: Mapping[str, str] | None = None
+) -> tuple[ModelSpec, ...]:
     """The models of the targets, each held to the gate rule. Raises as `serve_foreground` does."""
     found = [model for target in targets for model in _models(target)]
     if decision is not None and len(found) > 1:
         raise ConfigError(f"one decision cannot admit {len(found)} models", where="--decision", todo="leave it out, or serve one model")
     admissions: list[Admission] = [admit(m.path, decision=decision or m.decision, waiver=waiver) for m in found]
-    return specs_of(admissions, [m.name for m in found])
+    return specs_of(admissions, [m.name for m in found], {m.name: m.base for m in found if m.base is not None} | dict(adapters or {}))
+
+
+def bases_of(options: list[str]) -> dict[str, str]:
+    """The bases of adapters by name, from options NAME=BASE. Raises ConfigError for one of another form."""
+    found = {}
+    for option in options:
+        name, equals, base = option.partition("=")
+        if not (name and equals and base) or name in found:
+            raise ConfigError(f"'{option}' is no NAME=BASE, or its name is given twice", where="--adapter", todo="give each adapter's and its base's name")
+        found[name] = base
+    return found
 
 
 def _models(target: Path) -> list[_Target]:
@@ -170,7 +195,7 @@ def _models(target: Path) -> list[_Target]:
     if record.kind == Checkpoint.kind:
         return [_Target(record.name, target, None)]
     if record.kind == Deployment.kind:
-        return [_Target(m.name, target / m.path, target / m.decision_path) for m in load(target, Deployment).payload.models]
+        return [_Target(m.name, target / m.path, target / m.decision_path, m.base) for m in load(target, Deployment).payload.models]
     raise ConfigError(f"is a {record.kind}, which cannot be served", where=str(target), todo="give a checkpoint or a deployment")
 
 
@@ -180,7 +205,8 @@ def _greeting(url: str, specs: tuple[ModelSpec, ...], *, keyed: bool) -> list[st
     for spec in specs:
         decision, waiver = spec.card["decision"], spec.card["waiver"]
         why = f"waived by {waiver['by']}: {waiver['reason']}" if waiver else f"admitted by {decision['name']}"
-        lines.append(f"  {spec.name}  {spec.head}, {why}")
+        on = f" on {spec.base}" if spec.base is not None else ""
+        lines.append(f"  {spec.name}  {spec.head}{on}, {why}")
         lines.append(f"    {_example(url, spec)}{key}")
     return [*lines, f"  curl {url}/metadata{key}", "Ctrl-C ends it"]
 

@@ -20,7 +20,6 @@ from fmray.serve.admission import Waiver, admit
 from fmray.serve.deploy import ready
 from fmray.serve.deployment import DeployConfig, ModelSpec
 from fmray.serve.judge import Canary
-from fmray.serve.meters import DEPLOYMENT_PREFIX
 from fmray.serve.operation import Operation
 from fmray.serve.specs import specs_of
 
@@ -59,6 +58,7 @@ def application(args: dict[str, Any]) -> "Application":
     """What Serve calls in the cluster: the models are held to the gate there, by the digest of the files that lie there then.
 
     Raises:
+        ArtifactError: an adapter is not what was admitted, or of another base.
         ConfigError: an argument that is not known, or a host that needs API keys.
         GateRefused: a model has neither an admitting decision nor a waiver.
     """
@@ -68,7 +68,8 @@ def application(args: dict[str, Any]) -> "Application":
         waiver = Waiver(by=model.waiver.by, reason=model.waiver.reason) if model.waiver is not None else None
         admissions.append(admit(Path(model.path), decision=Path(model.decision) if model.decision else None, waiver=waiver))
     operation = Operation(feedback=wanted.feedback, request_log=wanted.request_log, log_prompts=wanted.config.log_prompts)
-    return app.build(specs_of(admissions, [model.name for model in wanted.models]), wanted.config, operation, ready(wanted.config))
+    specs = specs_of(admissions, [model.name for model in wanted.models], wanted.config.adapters)
+    return app.build(specs, wanted.config, operation, ready(wanted.config))
 
 
 def write(specs: tuple[ModelSpec, ...], canaries: tuple[Canary, ...], decisions: Mapping[str, str | None], config: DeployConfig, operation: Operation) -> str:
@@ -86,9 +87,10 @@ def write(specs: tuple[ModelSpec, ...], canaries: tuple[Canary, ...], decisions:
     for spec in specs:
         waiver = spec.card["waiver"]
         models.append({"name": spec.name, "path": spec.path, "decision": decisions.get(spec.name)} | ({"waiver": waiver} if waiver else {}))
-    args = {"models": models, "config": dump(config), "feedback": operation.feedback, "request_log": operation.request_log}
+    adapters = {spec.name: spec.base for spec in specs if spec.base is not None}
+    args = {"models": models, "config": dump(config) | {"adapters": adapters}, "feedback": operation.feedback, "request_log": operation.request_log}
     scale, cpus = app.scale_of(config), {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
-    deployments = [{"name": DEPLOYMENT_PREFIX + spec.name, **scale, "ray_actor_options": cpus} for spec in specs]
+    deployments = [{"name": name, **scale, "ray_actor_options": cpus} for name in app.model_deployments([(s.name, s.base) for s in specs], config)]
     deployments.append({"name": "face", "num_replicas": app.faces(config), "ray_actor_options": {"num_cpus": app.FACE_CPUS, "num_gpus": 0.0}})
     text = yaml.safe_dump(
         {
@@ -126,7 +128,8 @@ def read(text: str, where: str) -> dict[str, Any]:
         if item["import_path"] == IMPORT_PATH:
             place = f"{where}.applications.{number}"
             wanted = load_config(AppArgs, item.get("args") or {}, where=f"{place}.args")
-            names = [*(DEPLOYMENT_PREFIX + model.name for model in wanted.models), "face"]
+            bases = [(model.name, wanted.config.adapters.get(model.name)) for model in wanted.models]
+            names = [*app.model_deployments(bases, wanted.config), "face"]
             for deployment in item.get("deployments") or ():
                 if deployment["name"] not in names:
                     raise ConfigError(f"there is no deployment '{deployment['name']}'{did_you_mean(deployment['name'], names)}", where=f"{place}.deployments")

@@ -1,12 +1,20 @@
-"""What stands before the routes: API keys, limits of rate, body and open requests. Every refusal has an OpenAI error body."""
+"""What stands before the routes: API keys, limits of rate, body and open requests. Every refusal has an OpenAI error body.
 
+A rate holds over the whole application: each replica of the face counts for itself, which refuses a flood on the spot, and asks
+the one that counts for all (`Limits`) about the rest. Of a key with R requests a minute, no more than R pass at once and no more than
+R * (1 + t / 60) in any t seconds. While that one does not answer (it is being replaced), the bound is each replica's own: R times
+their number; when it is back, it begins with a full minute.
+"""
+
+import asyncio
 import hashlib
 import ipaddress
+import logging
 import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +31,10 @@ MAX_OPEN = 512
 MAX_DRAINED_BYTES = 200_000_000
 ENTRY = re.compile(r"([\w.@-]+):([0-9a-fA-F]{64})(?::([1-9]\d*))?")
 OWN = "fmray"
+# What the count of all replicas may cost a request before it goes on without, and how long it is not asked again then.
+COUNT_S, ALONE_S = 2.0, 1.0
+# Of a key's owner and requests a minute: the whole seconds to wait, or None for now.
+Count = Callable[[str, int], Awaitable[int | None]]
 
 
 @dataclass(frozen=True)
@@ -117,15 +129,26 @@ class Bucket:
         self.left -= 1
         return None
 
+    def give_back(self) -> None:
+        """Takes back one that passed here and was refused elsewhere."""
+        self.left += 1
+
 
 class Guard:
-    """ASGI middleware that refuses before anything is parsed: wrong keys (401), rates (429), bodies (413), too many at once (429)."""
+    """ASGI middleware that refuses before anything is parsed: wrong keys (401), rates (429), bodies (413), too many at once (429).
 
-    def __init__(self, app: Any, protection: Protection, clock: Callable[[], float] = time.monotonic) -> None:
-        self._app, self._protection, self._clock = app, protection, clock
+    `count` counts a key's requests over all replicas; None where there is only this one. `refused` is told every refusal.
+    """
+
+    def __init__(
+        self, app: Any, protection: Protection, clock: Callable[[], float] = time.monotonic, count: Count | None = None,
+        refused: Callable[[RequestError], object] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self._app, self._protection, self._clock, self._count, self._refused = app, protection, clock, count, refused
         self._keys = {key.sha256: key for key in protection.keys}
         self._buckets: dict[str, Bucket] = {}
         self._open = 0
+        self._alone_until_s: float | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes a request on, or answers it with the refusal."""
@@ -135,9 +158,10 @@ class Guard:
         from starlette.responses import JSONResponse
 
         try:
-            self._admit(scope)
+            await self._admit(scope)
             body = await self._body(scope, receive)
         except RequestError as error:
+            self._refused(error)
             await JSONResponse(error.body(), error.status, error.headers())(scope, receive, send)
             return
         if body is None:
@@ -158,7 +182,7 @@ class Guard:
         finally:
             self._open -= 1
 
-    def _admit(self, scope: Any) -> None:
+    async def _admit(self, scope: Any) -> None:
         name, per_min = "everyone", self._protection.requests_per_min
         if self._keys:
             scheme, _, given = _header(scope, b"authorization").strip().partition(" ")
@@ -168,12 +192,31 @@ class Guard:
                 raise RequestError(401, what, code="invalid_api_key")
             name, per_min = key.name, key.requests_per_min or (None if key.name == OWN else per_min)
         if per_min is not None:
-            now_s = self._clock()
-            wait_s = self._buckets.setdefault(name, Bucket(per_min, now_s)).take(now_s)
+            wait_s = await self._take(name, per_min)
             if wait_s is not None:
                 raise RequestError(429, f"more than {per_min} requests a minute", code="rate_limit_exceeded", retry_after_s=wait_s)
         if self._open >= MAX_OPEN:
             raise RequestError(429, f"{MAX_OPEN} requests are under way: try again later", code="server_full", retry_after_s=1)
+
+    async def _take(self, name: str, per_min: int) -> int | None:
+        """The whole seconds after which the owner of a key may ask, or None for now."""
+        now_s = self._clock()
+        bucket = self._buckets.setdefault(name, Bucket(per_min, now_s))
+        wait_s = bucket.take(now_s)
+        if wait_s is not None or self._count is None or now_s < (self._alone_until_s or now_s):
+            return wait_s
+        try:
+            async with asyncio.timeout(COUNT_S):
+                wait_s = await self._count(name, per_min)
+        except Exception as error:
+            if self._alone_until_s is None:
+                logging.getLogger("ray.serve").warning("rates are counted by this replica alone: the count of all did not answer (%s)", type(error).__name__)
+            self._alone_until_s = self._clock() + ALONE_S
+            return None
+        self._alone_until_s = None
+        if wait_s is not None:
+            bucket.give_back()
+        return wait_s
 
     async def _body(self, scope: Any, receive: Any) -> bytes | None:
         """The whole body, or None when the client left. Raises RequestError (413) for one that is too long, of which no more than

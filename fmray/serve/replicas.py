@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,18 @@ class _Room:
             self.taken -= n
 
 
+class _Batches:
+    """A room whose inputs are taken a batch at a time, as a meter reads it."""
+
+    def __init__(self, room: _Room) -> None:
+        self._room = room
+
+    def load(self) -> dict[str, float]:
+        """Inputs in the batch and behind it."""
+        taken = self._room.taken
+        return {"running": min(taken, TASK_BATCH), "waiting": max(0, taken - TASK_BATCH)}
+
+
 def _failed(error: Exception) -> RequestError:
     """What a client is told of a fault of the engine, which is logged with its traceback."""
     logging.getLogger("ray.serve").error("the engine failed", exc_info=error)
@@ -76,14 +88,24 @@ def _too_late(deadline_s: float) -> RequestError:
 
 
 class GenerationReplica:
-    """Continues text."""
+    """Continues text, with a model or with one of the adapters on it.
 
-    def __init__(self, path: str, config: DeployConfig) -> None:
+    `adapters` are the directories of these by name. `model` is the name under which the engine's load is counted where it is not the
+    deployment's.
+    """
+
+    def __init__(self, path: str, config: DeployConfig, adapters: Mapping[str, str] | None = None, *, model: str | None = None) -> None:
         _quiet()
-        self._engine: GenerationEngine = generation_engine(Path(path), config)
+        self._engine: GenerationEngine = generation_engine(Path(path), config, {name: Path(folder) for name, folder in (adapters or {}).items()})
         self._config = config
         self._room = _Room(config.max_requests + config.max_queued)
-        watch_engine(self._engine)
+        self._unwatch = watch_engine(self._engine, model)
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory; for a replica that ends with its process there is no need."""
+        self._unwatch()
+        self._engine.close()
+        del self._engine
 
     def check_health(self) -> None:
         """Asked by Ray Serve, which replaces this replica when it raises."""
@@ -101,7 +123,7 @@ class GenerationReplica:
     async def complete(self, asked: Generation) -> list[Completion] | RequestError:
         """Every choice, in order: `n` for the first prompt, then for the next. An error of one is the error of all."""
         try:
-            rows = self._encode(asked.prompts, asked.sampling.max_tokens)
+            rows = self._encode(asked)
             choices: list[list[Piece]] = [[] for _ in range(len(rows) * asked.n)]
             with self._room.hold(len(choices)):
                 async for told in self._run(rows, asked, stream=False):
@@ -114,7 +136,7 @@ class GenerationReplica:
     async def stream(self, asked: Generation) -> AsyncGenerator[int | list[Told] | RequestError, None]:
         """The number of prompt tokens, then the pieces of the choices as they come; an error ends it."""
         try:
-            rows = self._encode(asked.prompts, asked.sampling.max_tokens)
+            rows = self._encode(asked)
             with self._room.hold(len(rows) * asked.n):
                 # What is refused is refused before this: with it the answer begins, and its status is settled.
                 yield sum(len(row) for row in rows)
@@ -124,33 +146,33 @@ class GenerationReplica:
         except RequestError as error:
             yield error
 
-    async def embed(self, inputs: Sequence[Embeddable]) -> list[Embedding] | RequestError:
+    async def embed(self, inputs: Sequence[Embeddable], adapter: str | None = None) -> list[Embedding] | RequestError:
         """A vector of each input; an error of one is the error of all."""
         try:
-            rows = [self._embeddable(one) for one in inputs]
+            rows = [self._embeddable(one, adapter) for one in inputs]
             with self._room.hold(len(rows)):
                 async with asyncio.timeout(self._config.deadline_s):
-                    return await self._engine.embed(rows)
+                    return await self._engine.embed(rows, adapter)
         except RequestError as error:
             return error
         except TimeoutError:
             return _too_late(self._config.deadline_s)
 
-    def _embeddable(self, one: Embeddable) -> list[int]:
+    def _embeddable(self, one: Embeddable, adapter: str | None) -> list[int]:
         if one.truncate:
             raise RequestError(400, "this model's engine does not truncate: shorten the input", param="truncate", code="unsupported_parameter")
         prompt: Prompt = one.text if isinstance(one.text, str) else list(one.text)
         try:
-            return self._engine.encode(prompt, 0)
+            return self._engine.encode(prompt, 0, adapter)
         except RequestError as error:
             error.param = "input"
             raise
 
-    def _encode(self, prompts: Sequence[Prompt], max_tokens: int | None) -> list[list[int]]:
-        limit = self._config.max_new_tokens
+    def _encode(self, asked: Generation) -> list[list[int]]:
+        limit, max_tokens = self._config.max_new_tokens, asked.sampling.max_tokens
         if limit is not None and max_tokens is not None and max_tokens > limit:
             raise RequestError(400, f"this server gives at most {limit} tokens an answer", param="max_tokens")
-        rows = [self._engine.encode(prompt, max_tokens) for prompt in prompts]
+        rows = [self._engine.encode(prompt, max_tokens, asked.adapter) for prompt in asked.prompts]
         longest = max(len(row) for row in rows)
         if self._config.max_prompt_tokens is not None and longest > self._config.max_prompt_tokens:
             message = f"this server takes prompts of at most {self._config.max_prompt_tokens} tokens, and one has {longest}"
@@ -188,7 +210,7 @@ class GenerationReplica:
         try:
             scored: list[tuple[TokenLogprob, ...]] = [()] * len(rows)
             if asked.echo and sampling.logprobs is not None:
-                scored = await self._engine.score(rows, sampling.logprobs)
+                scored = await self._engine.score(rows, sampling.logprobs, asked.adapter)
             async with asyncio.TaskGroup() as group:
                 for index in range(len(rows) * asked.n):
                     row, choice = divmod(index, asked.n)
@@ -196,18 +218,20 @@ class GenerationReplica:
                         prompt = asked.prompts[row]
                         text = prompt if isinstance(prompt, str) else self._engine.decode(rows[row])
                         queue.put_nowait((index, Piece(text, 0, None, scored[row])))
-                    group.create_task(self._feed(index, rows[row], _seeded(sampling, choice), queue, stream=stream))
+                    group.create_task(self._feed(index, rows[row], _seeded(sampling, choice), asked.adapter, queue, stream=stream))
         except* RequestError as errors:
             queue.put_nowait(_first(errors))
         except* Exception as errors:
             queue.put_nowait(_failed(_first(errors)))
 
-    async def _feed(self, index: int, row: list[int], sampling: Sampling, queue: "asyncio.Queue[Told | RequestError]", *, stream: bool) -> None:
+    async def _feed(
+        self, index: int, row: list[int], sampling: Sampling, adapter: str | None, queue: "asyncio.Queue[Told | RequestError]", *, stream: bool
+    ) -> None:
         if sampling.max_tokens == 0:
             queue.put_nowait((index, Piece("", 0, "length")))
             return
         last = None
-        async for last in self._engine.generate(row, sampling, stream=stream):
+        async for last in self._engine.generate(row, sampling, stream=stream, adapter=adapter):
             queue.put_nowait((index, last))
         if last is None or last.finish_reason is None:
             raise RequestError(500, "the engine ended the answer without a reason")
@@ -260,7 +284,13 @@ class TaskReplica:
             # In a thread, so that health checks are answered during a long batch.
             return await asyncio.to_thread(answered, self._engine, asked)
 
+        watch_engine(_Batches(self._room))
         self._answer = serve.batch(max_batch_size=TASK_BATCH, batch_wait_timeout_s=TASK_WAIT_S)(answer)
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory; for a replica that ends with its process there is no need."""
+        self._engine.close()
+        del self._engine
 
     def check_health(self) -> None:
         """Asked by Ray Serve, which replaces this replica when it raises."""

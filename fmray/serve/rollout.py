@@ -1,7 +1,7 @@
 """How admitted checkpoints enter service: as versions in the registry, at once or beside the champion that they would replace."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,14 +31,17 @@ class Rollout:
             self.registry.set_candidate(canary.name, canary.candidate)
 
 
-def roll_out(registry: Registry, admissions: Sequence[Admission], names: Sequence[str], config: CanaryConfig | None) -> Rollout:
+def roll_out(
+    registry: Registry, admissions: Sequence[Admission], names: Sequence[str], config: CanaryConfig | None, adapters: Mapping[str, str] | None = None
+) -> Rollout:
     """Registers admitted checkpoints under their names, and brings each new one beside its champion where a canary is asked for.
 
     Raises:
+        ArtifactError: an adapter does not fit; see `specs_of`.
         ConfigError: no model, or two under one name.
         GateRefused: the champion's files are no longer those that were admitted.
     """
-    plain = specs_of(admissions, names)
+    plain = specs_of(admissions, names, adapters)
     specs, canaries, champions = list(plain), list[Canary](), dict[str, int]()
     for at, (admission, name) in enumerate(zip(admissions, names, strict=True)):
         number = registry.register(name, admission)

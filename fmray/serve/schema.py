@@ -68,14 +68,19 @@ class ListAnswer(Shape):
 
 
 class ModelAnswer(Shape):
-    """One served model."""
+    """One served model. `health` is ok, down or unknown; `parent` is the served model that it is an adapter on; `max_model_len` is null
+    of a model that was never seen or, in a pool, was not loaded yet, and `loaded` says of such a model whether it is now.
+    """
 
     id: str
     object: str
     created: int
     owned_by: str
     head: str
-    max_model_len: int
+    health: str
+    parent: str | None
+    max_model_len: int | None
+    loaded: bool | None = None
 
 
 class ModelsAnswer(Shape):

@@ -8,13 +8,13 @@ from typing import Any
 import psutil
 
 from fmray.core.errors import RunError
-from fmray.serve.client import Client
+from fmray.serve.client import ATTEMPTS, Client
 
 
 class Load:
     """Clients that each ask one question after another until they are told to stop, and what came of it."""
 
-    def __init__(self, url: str, ask: Callable[[Client], Any], *, clients: int, attempts: int = 8) -> None:
+    def __init__(self, url: str, ask: Callable[[Client], Any], *, clients: int, attempts: int = ATTEMPTS) -> None:
         self.answers: list[Any] = []
         self.failures: list[str] = []
         self.slowest_s = 0.0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fmray.core.errors import RunError
-from fmray.serve.client import Client
+from fmray.serve.client import ATTEMPTS, FIRST_PAUSE_S, LONGEST_PAUSE_S, Client
 
 Answers = list[tuple[int, dict[str, str], bytes]]
 EVENTS = b'data: {"choices": [{"text": "a"}]}\n\ndata: {"choices": [{"text": "b"}]}\n\n'
@@ -64,6 +64,12 @@ def test_it_waits_as_long_as_a_full_server_says(server: Any) -> None:
     began = time.monotonic()
     client.classify("m", "x")
     assert time.monotonic() - began >= 1.0
+
+
+def test_a_patient_client_outlives_the_replacement_of_a_proxy() -> None:
+    # Ray Serve's own settings: three checks, ten seconds apart, and the start of a process.
+    shortest = sum(0.5 * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**n) for n in range(ATTEMPTS - 1))
+    assert shortest >= 35
 
 
 def test_it_gives_up_with_the_last_answer(server: Any) -> None:

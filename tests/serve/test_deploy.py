@@ -280,10 +280,10 @@ def test_a_port_in_use_is_bad_input() -> None:
     application.check_port("127.0.0.1", application.free_port("127.0.0.1"))
 
 
-def test_what_the_cluster_lacks_is_named() -> None:
+def test_what_the_cluster_lacks_is_named(served: Artifact[Deployment], experiment: Path) -> None:
     config = DeployConfig(num_cpus=1000.0, start_timeout_s=1.0)
     with pytest.raises(ResourceError, match=r"CPU: 1000\.1 asked"):
-        application.require(1, config)
+        application.require(specs_of([admit(experiment / "base")], ["base"]), config)
 
 
 def test_two_models_of_one_name_are_bad_input(experiment: Path, storage: Path) -> None:

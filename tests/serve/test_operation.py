@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,10 +124,13 @@ def test_ray_exports_the_figures_by_model(root: Path) -> None:
         "ray_fmray_time_to_first_token_seconds_bucket{": 'model="lm"', "ray_fmray_inter_token_seconds_bucket{": 'model="lm"',
         "ray_fmray_requests_in_flight{": 'model="lm"', "ray_fmray_engine_cache_use{": 'model="lm"',
         "ray_fmray_engine_waiting_requests{": 'model="lm"', "ray_fmray_engine_running_requests{": 'model="lm"',
+        "ray_serve_deployment_replica_healthy{": 'deployment="model-lm"', "ray_fmray_refused_requests_total{": 'code="request_too_large"',
     }  # fmt: skip
     url = load(root / "runs" / "three" / "served", Deployment).payload.url
     assert url is not None
     assert len(list(Client(url).stream("lm", "Return", max_tokens=16, temperature=0))) > 1
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        urllib.request.urlopen(f"{url}/v1/completions", data=b"x" * 3_000_000, timeout=10)
     deadline = time.monotonic() + 45
     while True:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
@@ -167,6 +171,20 @@ def test_an_upgrade_under_load_fails_no_request(root: Path, rolling: str, capsys
     assert all(new[-100:])
     with capsys.disabled():
         print(f"\nupgrade: {len(new)} requests, 0 failed; {during} in its {took_s:.1f} s; slowest {load_.slowest_s:.2f} s; first new answer after {new.index(True)}")
+
+
+def test_a_killed_replica_loses_a_plain_client_at_most_what_was_in_flight(rolling: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients that ask once: each has one request in flight when the replica dies."""
+    with Load(rolling, score, clients=4, attempts=1) as load_:
+        load_.wait(lambda: len(load_.answers) >= 100 and ready("roll", "tuned") == 2, 60)
+        killed = min(replicas("roll", "tuned"))
+        os.kill(killed, signal.SIGKILL)
+        load_.wait(lambda: len(replicas("roll", "tuned") - {killed}) >= 2 and ready("roll", "tuned") == 2, 90)
+        lost, seen = len(load_.failures), len(load_.answers)
+        load_.wait(lambda: len(load_.answers) >= seen + 200, 60)
+    assert len(load_.failures) == lost <= 4
+    with capsys.disabled():
+        print(f"\nkill -9, asked once: {len(load_.answers)} requests, {lost} of 4 in flight lost: {load_.failures}")
 
 
 def test_a_killed_replica_loses_no_request_of_fmrays_own_client(rolling: str, capsys: pytest.CaptureFixture[str]) -> None:

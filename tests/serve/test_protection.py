@@ -10,7 +10,17 @@ import pytest
 from fmray.core.errors import ConfigError
 from fmray.serve.deploy import ready
 from fmray.serve.deployment import DeployConfig
-from fmray.serve.protection import KEYS_VARIABLE, ApiKey, Bucket, Guard, Protection, is_loopback, protect, sha256_of
+from fmray.serve.protection import (
+    KEYS_VARIABLE,
+    ApiKey,
+    Bucket,
+    Count,
+    Guard,
+    Protection,
+    is_loopback,
+    protect,
+    sha256_of,
+)
 
 KEYS = (ApiKey("ada", sha256_of("secret")), ApiKey("bob", sha256_of("other"), requests_per_min=1))
 
@@ -18,9 +28,9 @@ KEYS = (ApiKey("ada", sha256_of("secret")), ApiKey("bob", sha256_of("other"), re
 class Asked:
     """A guard before an application that echoes the length of the body, asked as an ASGI server asks."""
 
-    def __init__(self, protection: Protection) -> None:
-        self.now_s, self.reached = 0.0, 0
-        self.guard = Guard(self._app, protection, clock=lambda: self.now_s)
+    def __init__(self, protection: Protection, count: Count | None = None) -> None:
+        self.now_s, self.reached, self.refused = 0.0, 0, list[str | None]()
+        self.guard = Guard(self._app, protection, clock=lambda: self.now_s, count=count, refused=lambda error: self.refused.append(error.code))
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         self.reached += 1
@@ -51,6 +61,7 @@ def test_a_wrong_key_goes_no_further(given: str | None) -> None:
     status, headers, body = asked(given)
     assert (status, headers["www-authenticate"], asked.reached) == (401, "Bearer", 0)
     assert (body["error"]["code"], set(body["error"])) == ("invalid_api_key", {"message", "type", "param", "code"})
+    assert asked.refused == ["invalid_api_key"]
 
 
 def test_a_right_key_passes_and_health_needs_none() -> None:
@@ -71,6 +82,7 @@ def test_each_key_has_its_own_rate_and_is_told_when_to_come_back() -> None:
     assert [asked("Bearer other")[0] for _ in range(2)] == [200, 429]
     asked.now_s = 20.0
     assert [asked("Bearer secret")[0] for _ in range(2)] == [200, 429]
+    assert asked.refused == ["rate_limit_exceeded"] * 4
     everyone = Asked(Protection(requests_per_min=1))
     assert [everyone()[0] for _ in range(2)] == [200, 429]
 
@@ -86,6 +98,7 @@ def test_a_long_body_is_refused_however_it_comes() -> None:
     for refused in (asked(length=11), asked(chunks=(b"12345", b"67890", b"1")), asked(length=3, chunks=(b"x" * 11,))):
         assert (refused[0], refused[2]["error"]["code"]) == (413, "request_too_large")
     assert asked.reached == 1
+    assert asked.refused == ["request_too_large"] * 3
 
 
 @pytest.mark.parametrize(("host", "alone"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.5", False), ("example.org", False)])

@@ -15,6 +15,7 @@ from fmray.serve.client import Client
 from fmray.serve.deploy import running
 from fmray.serve.deployment import Autoscaling, DeployConfig
 from fmray.serve.foreground import admitted
+from tests.serve.conftest import MAX_LEN
 from tests.serve.load import Load, ready, replicas
 
 pytestmark = pytest.mark.slow
@@ -67,21 +68,100 @@ def test_a_replica_whose_engine_died_is_replaced_and_loses_no_request(experiment
         print(f"\ndead engine: {len(load.answers)} requests, 0 lost, {load.retried} asked again; replaced after {took_s:.1f} s; slowest {load.slowest_s:.2f} s")
 
 
-def test_requests_to_a_replica_that_hangs_end_with_their_deadline(experiment: Path, serve_port: int) -> None:
+def pid_of(actor: Any) -> int:
+    """The process of an actor; of one that is being started again, once it is there."""
+    import ray
+
+    return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=60))
+
+
+def proxy() -> Any:
+    """Ray Serve's one HTTP proxy; None while there is none."""
+    import ray
+    from ray.util import list_named_actors
+
+    named = [actor for actor in list_named_actors(all_namespaces=True) if "SERVE_PROXY_ACTOR" in actor["name"]]
+    try:
+        return ray.get_actor(named[0]["name"], namespace=named[0]["namespace"]) if named else None
+    except ValueError:
+        return None
+
+
+def test_a_killed_controller_comes_back_and_mends_again_while_answers_go_on(experiment: Path, serve_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    import ray
+
     specs = admitted([experiment / "tuned"], decision=None, waiver=None)
-    config = DeployConfig(app="hung", route="/hung", num_cpus=0.1, deadline_s=1.0)
+    config = DeployConfig(app="steered", route="/steered", num_cpus=0.1, num_replicas=2)
+    with running(specs, config, keep=False) as url, Load(url, score, clients=3) as load:
+        load.wait(lambda: len(load.answers) >= 50 and ready("steered", "tuned") == 2, 60)
+        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        killed, before = pid_of(controller), replicas("steered", "tuned")
+        began, seen = time.monotonic(), len(load.answers)
+        os.kill(killed, signal.SIGKILL)
+        load.wait(lambda: len(load.answers) >= seen + 20, 60)
+        # The call waits for the new controller, which takes up what the old one had written down.
+        assert pid_of(controller) != killed
+        load.wait(lambda: ready("steered", "tuned") == 2, 90)
+        took_s, during = time.monotonic() - began, len(load.answers) - seen
+        assert replicas("steered", "tuned") == before
+        os.kill(min(before), signal.SIGKILL)
+        load.wait(lambda: len(replicas("steered", "tuned") - {min(before)}) == 2 and ready("steered", "tuned") == 2, 90)
+        seen = len(load.answers)
+        load.wait(lambda: len(load.answers) >= seen + 50, 60)
+    assert load.failures == []
+    assert len(set(load.answers)) == 1
+    with capsys.disabled():
+        print(f"\ncontroller killed: back after {took_s:.1f} s, {during} answers meanwhile; {len(load.answers)} requests, 0 lost, {load.retried} asked again; slowest {load.slowest_s:.2f} s")
+
+
+def test_a_killed_proxy_is_replaced_and_fmrays_own_client_loses_nothing(experiment: Path, serve_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    specs = admitted([experiment / "tuned"], decision=None, waiver=None)
+    config = DeployConfig(app="behind", route="/behind", num_cpus=0.1)
+    with running(specs, config, keep=False) as url, Load(url, score, clients=3) as load:
+        load.wait(lambda: len(load.answers) >= 50, 60)
+        killed, before = pid_of(proxy()), replicas("behind", "tuned")
+        began, seen = time.monotonic(), len(load.answers)
+        os.kill(killed, signal.SIGKILL)
+        load.wait(lambda: not smoke.healthy(url), 10)
+        load.wait(lambda: smoke.healthy(url), 90)
+        took_s = time.monotonic() - began
+        load.wait(lambda: len(load.answers) >= seen + 100, 60)
+        assert pid_of(proxy()) != killed
+        assert replicas("behind", "tuned") == before
+    assert load.failures == []
+    assert load.retried >= 1
+    assert len(set(load.answers)) == 1
+    with capsys.disabled():
+        print(f"\nproxy killed: answers again after {took_s:.1f} s; {len(load.answers)} requests, 0 lost, {load.retried} asked again; slowest {load.slowest_s:.2f} s")
+
+
+def test_requests_to_a_replica_that_hangs_end_with_their_deadline_and_the_others_are_still_listed(experiment: Path, serve_port: int) -> None:
+    specs = admitted([experiment / "tuned", experiment / "base"], decision=None, waiver=None)
+    config = DeployConfig(app="hung", route="/hung", num_cpus=0.1, cache_tokens=1024, deadline_s=1.0)
     with running(specs, config, keep=False) as url:
         once = Client(url, attempts=1)
         before = score(once)
+        healthy = once.models()
+        assert [one["health"] for one in healthy] == ["ok", "ok"]
         [hung] = replicas("hung", "tuned")
         os.kill(hung, signal.SIGSTOP)
         try:
             with pytest.raises(RunError, match=r"answered 503: .*no replica of the model answered within 6 s"):
                 score(once)
             assert not smoke.healthy(url, timeout_s=30)
+            # A list of models is one of all of them, whatever has become of some.
+            assert once.models() == [healthy[0] | {"health": "unknown", "fault": "no replica of the model answered within 5 s"}, healthy[1]]
+            break_engine("hung", "base")
+            with pytest.raises(RunError, match=r"answered (5|408)"):
+                write(once, 4)
+            said = once.models()
+            assert [(one["id"], one["health"], one["max_model_len"]) for one in said] == [("tuned", "unknown", MAX_LEN), ("base", "down", MAX_LEN)]
         finally:
             os.kill(hung, signal.SIGCONT)
-        assert score(Client(url)) == before
+        patient = Client(url)
+        assert score(patient) == before
+        assert write(patient, 4)
+        assert {one["health"] for one in once.models()} == {"ok"}
 
 
 def test_replicas_follow_the_load_up_and_down_and_no_request_fails(experiment: Path, serve_port: int, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,9 @@
 """The engines: one adapter file each, and which one serves a head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from fmray.core.errors import ConfigError
 from fmray.model.checkpoint import Head
 from fmray.serve.deployment import DeployConfig
 from fmray.serve.engine import GenerationEngine, TaskEngine
@@ -33,18 +34,20 @@ def _threads(config: DeployConfig) -> int:
     return max(1, int(config.num_cpus))
 
 
-def generation_engine(path: Path, config: DeployConfig) -> GenerationEngine:
-    """The engine that the config names, with a causal model open in it.
+def generation_engine(path: Path, config: DeployConfig, adapters: Mapping[str, Path] | None = None) -> GenerationEngine:
+    """The engine that the config names, with a causal model open in it, and with adapters on it: directories of fine-tuned models by name.
 
     Raises:
-        ArtifactError: it is not a causal language model that can be opened.
-        ConfigError: the engine's own package is not installed.
+        ArtifactError: it is not a causal language model that can be opened, or an adapter does not fit it.
+        ConfigError: the engine's own package is not installed, or it takes no adapters.
     """
     if config.engine == "vllm":
+        if adapters:
+            raise ConfigError("the engine vllm takes no adapters here", where="engine", todo="use the engine transformers")
         return Vllm(path, dtype=config.dtype, cache_tokens=config.cache_tokens, max_requests=config.max_requests)
     return ContinuousBatching(
         path, device=_device(config), dtype=config.dtype, threads=_threads(config),
-        cache_tokens=config.cache_tokens, max_requests=config.max_requests,
+        cache_tokens=config.cache_tokens, max_requests=config.max_requests, adapters=adapters,
     )  # fmt: skip
 
 

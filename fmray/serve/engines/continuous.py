@@ -5,17 +5,21 @@ transformers' interface here moves quickly (verified with 5.23): everything that
 """
 
 import asyncio
+import contextlib
 import copy
 import itertools
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fmray.model.adapter import ADAPTER, read_adapter
 from fmray.model.language_model import LanguageModel
 from fmray.serve.engine import Embedding, Piece, Prompt, RequestError, Sampling, TokenLogprob
+from fmray.serve.engines import cpu
+from fmray.serve.engines.adapters import attach, tensors_of
 from fmray.serve.engines.forward import MAX_LOGITS, groups, mean_pooled, shown, token_logprobs
-from fmray.serve.engines.prompt import PromptReader
+from fmray.serve.engines.prompt import PromptReader, eos_ids, tuned_reader
 from fmray.serve.engines.sampling import RequestSampling
 from fmray.serve.text_stream import UNFINISHED, TextStream
 
@@ -27,12 +31,17 @@ class ContinuousBatching:
     """Generates for many requests in one batch that requests join and leave at every step.
 
     `cache_tokens` bounds the key-value cache (transformers' own default takes 60 % of the memory), `max_requests` the
-    rows of a batch; requests beyond either wait in a queue.
+    rows of a batch; requests beyond either wait in a queue. `adapters` are directories of fine-tuned models by name, each with the
+    unmerged adapter in `adapter/`: they share this model's weights, cache and batches, and bring their own framing of prompts.
     """
 
-    def __init__(self, path: Path, *, device: str, dtype: str, threads: int, cache_tokens: int, max_requests: int) -> None:
+    def __init__(
+        self, path: Path, *, device: str, dtype: str, threads: int, cache_tokens: int, max_requests: int, adapters: Mapping[str, Path] | None = None
+    ) -> None:
         opened = LanguageModel.load(path, device, dtype)
         model, self._tokenizer = opened.model, opened.tokenizer
+        adapters = adapters or {}
+        routes = attach(model, {name: read_adapter(folder / ADAPTER) for name, folder in adapters.items()})
 
         import torch
         from transformers.generation.configuration_utils import ContinuousBatchingConfig, GenerationConfig
@@ -40,14 +49,16 @@ class ContinuousBatching:
         # More threads than the replica's CPUs make small models several times slower: they spin against each other.
         torch.set_num_threads(threads)
         self._vocab_size = int(model.config.vocab_size)
-        self._eos = _eos_ids(model, self._tokenizer)
+        eos = eos_ids(model.generation_config, self._tokenizer)
         # The manager changes how its model attends. Whole texts go through a twin that shares every weight and stays as it was.
-        self._plain = copy.deepcopy(model, {id(t): t for t in itertools.chain(model.parameters(), model.buffers())})
+        shared = {id(t): t for t in itertools.chain(model.parameters(), model.buffers(), tensors_of(model))}
+        self._plain, self._plain_routes = copy.deepcopy((model, routes), shared)
+        cpu.prepare(model)
         self._one_pass = asyncio.Semaphore(1)
         pages = cache_tokens // PAGE_SIZE
         self.max_model_len = min(int(model.config.max_position_embeddings), pages * PAGE_SIZE)
         self._manager: Any = model.init_continuous_batching(
-            generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(self._eos) or -1, max_new_tokens=16),
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=sorted(eos) or -1, max_new_tokens=16),
             continuous_batching_config=ContinuousBatchingConfig(
                 page_size=PAGE_SIZE,
                 num_blocks=pages,
@@ -56,12 +67,15 @@ class ContinuousBatching:
                 use_async_batching=False,
                 use_cuda_graph=False,
                 auto_switch_to_flash=False,
+                # Pages are found again by their tokens, and the same tokens have other keys and values under another adapter.
+                allow_block_sharing=not adapters,
             ),
         )
         # Sampling by request; its docstring says why the two switches above are off.
-        self._sampling = RequestSampling()
+        self._sampling = RequestSampling(routes)
         self._manager.logit_processor = self._sampling
-        self._reader = PromptReader(self._tokenizer, self._eos, self._vocab_size, self.max_model_len)
+        base = PromptReader(self._tokenizer, eos, self._vocab_size, self.max_model_len)
+        self._readers: dict[str | None, PromptReader] = {None: base, **{name: tuned_reader(folder, base) for name, folder in adapters.items()}}
         self._ids = itertools.count()
         self._manager.start()
 
@@ -83,39 +97,49 @@ class ContinuousBatching:
         """Ends the generation thread; requests in flight fail."""
         self._manager.stop(block=True, timeout=5.0, hard_stop=True)
 
-    def encode(self, prompt: Prompt, max_tokens: int | None) -> list[int]:
+    def encode(self, prompt: Prompt, max_tokens: int | None, adapter: str | None = None) -> list[int]:
         """Token ids of a prompt; see `PromptReader.encode`."""
-        return self._reader.encode(prompt, max_tokens)
+        return self._readers[adapter].encode(prompt, max_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    async def score(self, rows: Sequence[list[int]], top: int) -> list[tuple[TokenLogprob, ...]]:
+    async def score(self, rows: Sequence[list[int]], top: int, adapter: str | None = None) -> list[tuple[TokenLogprob, ...]]:
         """Log-probabilities of given texts; see `GenerationEngine`. One plain pass after another, so that a client who leaves
         stops what has not begun."""
         found: dict[int, tuple[TokenLogprob, ...]] = {}
         for group in groups(rows, MAX_LOGITS // self._vocab_size):
-            async with self._one_pass:
+            async with self._plain_pass(adapter):
                 drawn = await asyncio.to_thread(token_logprobs, self._plain, [rows[i] for i in group], top)
             for index, one in zip(group, drawn, strict=True):
                 found[index] = tuple(shown(self._tokenizer, token, each) for token, each in zip(rows[index], one, strict=True))
         return [found[index] for index in range(len(rows))]
 
-    async def embed(self, rows: Sequence[list[int]]) -> list[Embedding]:
+    async def embed(self, rows: Sequence[list[int]], adapter: str | None = None) -> list[Embedding]:
         """Mean-pooled vectors of texts; see `GenerationEngine`."""
         found: dict[int, Embedding] = {}
         for group in groups(rows, 16 * self.max_model_len):
-            async with self._one_pass:
+            async with self._plain_pass(adapter):
                 vectors = await asyncio.to_thread(mean_pooled, self._plain.base_model, [rows[i] for i in group], 0)
             found |= dict(zip(group, vectors, strict=True))
         return [found[index] for index in range(len(rows))]
 
-    async def generate(self, prompt_ids: list[int], sampling: Sampling, *, stream: bool) -> AsyncGenerator[Piece, None]:
+    @contextlib.asynccontextmanager
+    async def _plain_pass(self, adapter: str | None) -> AsyncIterator[None]:
+        """One pass of the twin at a time, all of it one adapter's."""
+        async with self._one_pass:
+            self._plain_routes.all_through(adapter)
+            yield
+
+    async def generate(
+        self, prompt_ids: list[int], sampling: Sampling, *, stream: bool, adapter: str | None = None
+    ) -> AsyncGenerator[Piece, None]:
         """Pieces of the answer; see `GenerationEngine`."""
         text = TextStream(self._tokenizer, sampling.stop)
         # A stop string must be seen as it comes, or the answer would be generated to its full length for nothing.
-        outputs = self._outputs(prompt_ids, sampling, by_token=stream or bool(sampling.stop))
+        outputs = self._outputs(prompt_ids, sampling, adapter, by_token=stream or bool(sampling.stop))
+        eos = self._readers[adapter].eos
         held, told, sent = "", 0, 0
         async for ids, finished, logprobs in outputs:
             piece = text.feed(ids, last=finished)
@@ -125,7 +149,7 @@ class ContinuousBatching:
                 yield Piece(held + piece, len(ids), "stop", logprobs[told : self._n_within(ids, sent)] if logprobs else ())
                 return
             if finished:
-                yield Piece(held + piece, len(ids), "stop" if ids and ids[-1] in self._eos else "length", logprobs[told:])
+                yield Piece(held + piece, len(ids), "stop" if ids and ids[-1] in eos else "length", logprobs[told:])
             elif stream and piece:
                 yield Piece(piece, len(ids), None, logprobs[told:])
                 told = len(logprobs)
@@ -136,7 +160,9 @@ class ContinuousBatching:
         """How many tokens begin within the text that is sent: what a stop string cuts off is not told of."""
         return next((n for n in range(len(ids)) if len(self.decode(ids[:n]).rstrip(UNFINISHED)) >= n_characters), len(ids))
 
-    async def _outputs(self, prompt_ids: list[int], sampling: Sampling, *, by_token: bool) -> AsyncGenerator[tuple[list[int], bool, tuple[TokenLogprob, ...]], None]:
+    async def _outputs(
+        self, prompt_ids: list[int], sampling: Sampling, adapter: str | None, *, by_token: bool
+    ) -> AsyncGenerator[tuple[list[int], bool, tuple[TokenLogprob, ...]], None]:
         """All ids generated so far, whether that was all, and their log-probabilities where asked for, each time there are more;
         ending it early cancels the request."""
         request_id = f"fmray-{next(self._ids)}"
@@ -152,6 +178,8 @@ class ContinuousBatching:
                 request_id=request_id,
                 max_new_tokens=self.max_model_len - len(prompt_ids) if sampling.max_tokens is None else sampling.max_tokens,
                 streaming=by_token,
+                eos_token_id=sorted(self._readers[adapter].eos) or -1,
+                adapter=adapter,
                 sampling=sampling,
                 seed=seed,
             )
@@ -174,12 +202,3 @@ class ContinuousBatching:
                 # A cancelled request delivers nothing more, so its handler would stay for ever.
                 with self._manager.output_router._lock:
                     self._manager.output_router.result_handlers.pop(request_id, None)
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
-    """Every id that ends a text, by the model's generation config or else by its tokenizer."""
-    declared = model.generation_config.eos_token_id
-    if declared is None:
-        declared = tokenizer.eos_token_id
-    ids = declared if isinstance(declared, (list, tuple)) else [declared]
-    return {int(token) for token in ids if token is not None}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fmray.serve.engine import Sampling
+from fmray.serve.engines.adapters import Routes
 
 if TYPE_CHECKING:
     import torch
@@ -33,23 +34,28 @@ class RequestSampling:
 
     `drawn` holds, for each request that the engine put there, what was drawn at each position. It is kept here by request
     id because the manager copies a request's own arguments when it frees cache.
+
+    It also tells `routes` whose tokens a batch holds, for the model is called next and by the same thread.
     """
 
     do_processing = True
     tensors_required = 0
 
-    def __init__(self) -> None:
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
         self.drawn: dict[str, dict[int, Drawn]] = {}
         self._rows: list[tuple[Sampling, int, int, str]] = []
 
     def check_kwargs(self, kwargs: dict[str, Any]) -> None:
-        """Part of the manager's face: the engine passes its own `sampling` and `seed`, always valid."""
+        """Part of the manager's face: the engine passes its own `sampling`, `seed` and `adapter`, always valid."""
 
     def fill_defaults(self, int32_tensor: "torch.Tensor") -> None:
         """Part of the manager's face: no tensor is asked for, so there is none to fill."""
 
     def prepare_tensor_args(self, requests_in_batch: Sequence[Any], arg_storage: "torch.Tensor") -> "torch.Tensor":
         """Notes the sampling and position of each row that gets a new token, in the order of the logits."""
+        whose = [(request.state.logit_processor_kwargs["adapter"], request.query_length) for request in requests_in_batch]
+        self._routes.by_request(whose, arg_storage.device)
         self._rows = []
         for state in (request.state for request in requests_in_batch if request.has_new_token):
             arguments = state.logit_processor_kwargs

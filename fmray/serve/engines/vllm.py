@@ -22,7 +22,10 @@ def require_vllm() -> None:
 
 
 class Vllm:
-    """Generates with vLLM's asynchronous engine; `cache_tokens` bounds its key-value cache as it does the default engine's."""
+    """Generates with vLLM's asynchronous engine; `cache_tokens` bounds its key-value cache as it does the default engine's.
+
+    It is opened without adapters, and refuses a request for one.
+    """
 
     def __init__(self, path: Path, *, dtype: str, cache_tokens: int, max_requests: int) -> None:
         require_vllm()
@@ -51,16 +54,20 @@ class Vllm:
         """Ends vLLM's engine process."""
         self._engine.shutdown()
 
-    def encode(self, prompt: Prompt, max_tokens: int | None) -> list[int]:
+    def encode(self, prompt: Prompt, max_tokens: int | None, adapter: str | None = None) -> list[int]:
         """Token ids of a prompt; see `PromptReader.encode`."""
+        _no_adapter(adapter)
         return self._reader.encode(prompt, max_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    async def generate(self, prompt_ids: list[int], sampling: Sampling, *, stream: bool) -> AsyncGenerator[Piece, None]:
+    async def generate(
+        self, prompt_ids: list[int], sampling: Sampling, *, stream: bool, adapter: str | None = None
+    ) -> AsyncGenerator[Piece, None]:
         """Pieces of the answer; see `GenerationEngine`. vLLM aborts a request whose iterator is closed."""
+        _no_adapter(adapter)
         from vllm.sampling_params import RequestOutputKind
 
         kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
@@ -78,8 +85,9 @@ class Vllm:
             reason = None if one.finish_reason is None else "stop" if one.finish_reason == "stop" else "length"
             yield Piece(one.text, n_tokens, reason, logprobs)  # type: ignore[arg-type]
 
-    async def score(self, rows: Sequence[list[int]], top: int) -> list[tuple[TokenLogprob, ...]]:
+    async def score(self, rows: Sequence[list[int]], top: int, adapter: str | None = None) -> list[tuple[TokenLogprob, ...]]:
         """Log-probabilities of given texts; see `GenerationEngine`. vLLM tells them beside one generated token."""
+        _no_adapter(adapter)
         found = []
         for row in rows:
             async for output in self._outputs(row[: self.max_model_len - 1], self._parameters(max_tokens=1, temperature=0.0, prompt_logprobs=top)):
@@ -87,7 +95,7 @@ class Vllm:
             found.append((TokenLogprob(self._tokenizer.decode([row[0]]), None), *told))
         return found
 
-    async def embed(self, rows: Sequence[list[int]]) -> list[Embedding]:
+    async def embed(self, rows: Sequence[list[int]], adapter: str | None = None) -> list[Embedding]:
         """Refused: a vLLM engine either generates or embeds."""
         raise RequestError(400, "the engine vllm does not embed with a model that generates", param="model", code="unsupported_parameter")
 
@@ -98,6 +106,11 @@ class Vllm:
 
     def _outputs(self, ids: list[int], parameters: Any) -> Any:
         return self._engine.generate({"prompt_token_ids": ids}, parameters, f"fmray-{next(self._ids)}")
+
+
+def _no_adapter(adapter: str | None) -> None:
+    if adapter is not None:
+        raise RequestError(400, "the engine vllm holds no adapters here", param="model", code="unsupported_parameter")
 
 
 def _told(token: int, row: Mapping[int, Any], top: int) -> TokenLogprob:
