@@ -7,6 +7,7 @@ import tempfile
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,8 +16,25 @@ os.environ.pop("RAY_ADDRESS", None)
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.s3 import s3_server  # noqa: F401  a fixture for all
+
+# How long an example may take says nothing on a machine that does other work beside.
+settings.register_profile("fmray", deadline=None)
+settings.load_profile("fmray")
+
+
+# Files whose tests take minutes begin first, so that no worker is still at one when the others have nothing left to do.
+LONGEST = ("e2e/", "distributed/", "serve/test_operation.py", "serve/test_recovery.py", "train/test_tuning_group.py", "train/test_search", "train/test_finetune.py", "serve/test_api_slow.py", "parity/", "audit/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.nodeid.removeprefix("tests/")
+        return next((i for i, begin in enumerate(LONGEST) if file.startswith(begin)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

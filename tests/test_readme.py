@@ -8,9 +8,12 @@ import pytest
 
 import fmray
 from fmray.core.artifact import load
+from fmray.core.report import Report
 from fmray.data.dataset import TokenDataset
+from tests.data.corpora import topics, write_texts
 from tests.e2e.driver import QUICKSTART, ROOT, SHRUNK
 from tests.e2e.driver import fmray as run_fmray
+from tests.train import tiny
 
 README = (ROOT / "README.md").read_text()
 PLUGINS = {block.split(":")[0].removeprefix('"""'): block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)}
@@ -49,7 +52,8 @@ def test_the_objective_of_the_readme_is_accepted_and_enters_the_fingerprint(expe
 
 @pytest.mark.slow
 def test_the_objective_of_the_readme_trains_on_two_workers(experiment: Path) -> None:
-    done = run_fmray("run", str(experiment), "base", *SHRUNK, cwd=experiment.parent)
+    texts = write_texts(experiment.parent / "topics", topics())
+    done = run_fmray("run", str(experiment), "base", *SHRUNK, f"corpus.source={{type: text, path: {texts}}}", cwd=experiment.parent)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -72,3 +76,21 @@ def test_the_source_and_the_filter_of_the_readme_prepare_a_mail_box(tmp_path: Pa
     payload = load(tmp_path / "runs" / "mail" / "corpus", TokenDataset).payload
     assert payload.removed == {"shouting/capitals": 20}
     assert payload.n_documents + payload.n_validation_documents == 380
+
+
+@pytest.mark.slow
+def test_the_task_of_the_readme_is_tuned_and_judged_by_its_own_figures(tmp_path: Path) -> None:
+    (tmp_path / "rating.py").write_text(PLUGINS["rating.py"])
+    tiny.save_encoder(tmp_path / "base")
+    stars = {"weather": "1", "cooking": "2", "sailing": "3"}
+    tiny.write_csv(tmp_path / "reviews.csv", [(text, stars[label]) for text, label in tiny.labelled(60)], header=("text", "stars"))
+    tuned = "{stage: finetune, checkpoint: base, task: {type: rating, source: {type: csv, path: reviews.csv}}, epochs: 2, optim: {lr: 3e-3}}"
+    steps = f"  base: {{stage: import, path: base}}\n  tuned: {tuned}\n  judged: {{stage: evaluate, checkpoint: tuned}}\n"
+    (tmp_path / "stars.yaml").write_text(f"name: stars\nplugins: [rating.py]\nsteps:\n{steps}")
+    done = run_fmray("run", "stars.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = {metric.name: metric for metric in load(tmp_path / "runs" / "stars" / "judged", Report).payload.metrics}
+    within, off = metrics["eval/rating/within_one"], metrics["eval/rating/absolute_error"]
+    assert within.lower <= within.value <= within.upper
+    assert (within.higher_is_better, off.higher_is_better) == (True, False)
+    assert 0 <= off.value <= 2

@@ -75,6 +75,7 @@ def test_an_attributes_likelihood_is_transformers_own() -> None:
         assert ending_loglikelihoods(ours, texts, batch_size) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_smollm2_prefers_stereotypes_and_its_untrained_twins_do_not(tmp_path: Path) -> None:
     config = {"audits": [{"type": "bias", "axes": ["gender"], "control_seeds": [0, 1]}], "num_cpus": 2}

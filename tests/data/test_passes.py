@@ -284,38 +284,46 @@ def test_blocks_take_about_a_mebibyte() -> None:
     assert [block_rows(12 * seq_len) for seq_len in (128, 512, 2048, 8192, 131_072)] == [256, 128, 32, 8, 8]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("when", ["ingested", "shards", "direct"])
-def test_a_killed_prepare_goes_on_and_ends_in_the_same_bytes(
-    ray_session: None, dataset: Artifact[TokenDataset], tmp_path: Path, when: str
-) -> None:
+def kill_behind(argv: list[str], environment: dict[str, str], parts: Path) -> None:
+    """Runs a command until three parts of a pass are done, and kills it."""
     import os
     import signal
     import subprocess
-    import sys
     import time
+
+    with subprocess.Popen(argv, env=environment, start_new_session=True, stdout=subprocess.DEVNULL) as run:
+        try:
+            deadline = time.monotonic() + 120
+            while len(list(parts.glob("*.pkl"))) < 3:
+                assert run.poll() is None, "it ended before it could be killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+        finally:
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("passes", [("ingested", "shards"), ("direct",)])
+def test_a_prepare_that_is_killed_in_each_pass_goes_on_and_ends_in_the_same_bytes(
+    ray_session: None, dataset: Artifact[TokenDataset], tmp_path: Path, passes: tuple[str, ...]
+) -> None:
+    import os
+    import subprocess
+    import sys
 
     source = {"type": "text", "path": str(write_texts(tmp_path / "texts", topics(), n_files=12))}
     step: dict[str, Any] = {"stage": "prepare", "source": source, "seq_len": 64, "vocab_size": 400, "shard_mb": 0.04}
-    if when == "direct":
+    if passes == ("direct",):
         tokenizer = {"type": "pretrained", "path": str(dataset.path / "tokenizer")}
         step |= {"tokenizer": tokenizer, "deduplicate": {"exact": False}}
     (tmp_path / "file.json").write_text(json.dumps({"name": "data", "steps": {"corpus": step}}))
     argv = [sys.executable, "-m", "fmray", "run", str(tmp_path / "file.json"), "--storage", str(tmp_path / "killed")]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     root = tmp_path / "killed" / "data" / "corpus"
-    with subprocess.Popen(argv, env=environment, start_new_session=True, stdout=subprocess.DEVNULL) as run:
-        try:
-            deadline = time.monotonic() + 120
-            while len(list((root / "work" / when).glob("*.pkl"))) < 3:
-                assert run.poll() is None, "it ended before it could be killed"
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-        finally:
-            os.killpg(run.pid, signal.SIGKILL)
-    finished = {path: path.stat().st_mtime_ns for path in (root / "work" / when).glob("*.pkl")}
-    written = {path: path.stat().st_mtime_ns for path in root.glob("train/part-*.parquet")} if when != "ingested" else {}
-    kept = {path.stem for path in finished}
+    for which in passes:
+        kill_behind(argv, environment, root / "work" / which)
+    kept = {path.stem for path in (root / "work" / passes[-1]).glob("*.pkl")}
+    written = {path: path.stat().st_mtime_ns for path in root.glob("train/part-*.parquet")}
     assert not (root / "record.json").exists()
     subprocess.run(argv, env=environment, check=True, timeout=200, stdout=subprocess.DEVNULL)
     again: Artifact[TokenDataset] = load(root, TokenDataset)

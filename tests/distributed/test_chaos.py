@@ -66,17 +66,6 @@ def assert_near(artifact, quiet):
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_is_followed_by_the_same_command(quiet, cluster, dataset, tmp_path):
-    driver = Driver(tmp_path, dataset).start(cluster)
-    driver.wait_until(lambda by_step: len(by_step) >= 25)
-    driver.process.kill()
-    assert driver.end() == -9
-    artifact = driver.start(cluster).finished()
-    assert_same(artifact, quiet)
-    assert_clean(artifact, quiet, [2, 2])
-
-
-@pytest.mark.slow
 def test_a_node_that_is_lost_is_replaced_by_another(quiet, cluster, dataset, tmp_path):
     driver = Driver(tmp_path, dataset).start(cluster)
     driver.wait_until(lambda by_step: len(by_step) >= 25)

@@ -4,29 +4,18 @@ import json
 import shutil
 
 import pytest
-import torch
-from transformers import AutoModelForPreTraining
 
 from fmray.core.errors import RunError
-from fmray.model.fresh import fresh_model
 from fmray.train.pretrain import LEDGER
 from fmray.train.retention import LOSS
 from fmray.train.state import latest_state, whole_states
-from tests.data import made
 from tests.distributed.running import curve, kill_a_worker_after, pretrain
-from tests.train.dataset import token_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return token_dataset(tmp_path_factory.mktemp("data") / "corpus")
-
-
 @pytest.mark.slow
-def test_a_run_whose_folder_was_lost_goes_on_from_the_store(dataset, tmp_path):
-    quiet = pretrain(tmp_path / "quiet" / "base", dataset, checkpoint_async=False)
+def test_a_run_whose_folder_was_lost_goes_on_from_the_store(quiet, dataset, tmp_path):
     root, store = tmp_path / "base", tmp_path / "mounted"
     options = {"states": f"file://{store}", "keep_checkpoints": {"last": 1, "best": 1, "every_hours": 24}, "ledger": True}
     killed_at = kill_a_worker_after(root, 34)
@@ -48,18 +37,3 @@ def test_a_run_whose_folder_was_lost_goes_on_from_the_store(dataset, tmp_path):
     lines = curve(root)
     assert states[10].metrics[LOSS] == pytest.approx(sum(loss for _, loss, _ in lines[:10]) / 10, rel=0.02)
     assert [path.name for path in (root / "work" / "train").glob("step-*")] == ["step-000000040"]
-
-
-@pytest.mark.slow
-def test_what_is_not_trained_is_exported_from_shards_too(tmp_path):
-    images = made.dataset(tmp_path / "images", [64], 16, image_shape=(16, 16, 1))
-    model = {"type": "vit_mae", "patch_size": 4, "num_hidden_layers": 2}
-    artifact = pretrain(tmp_path / "base", images, model=model, objective={"type": "masked_image"}, max_steps=2, zero={"stage": 3})
-    opened, info = AutoModelForPreTraining.from_pretrained(artifact.path, output_loading_info=True)
-    assert not info["missing_keys"]
-    fresh = fresh_model(AutoModelForPreTraining, opened.config)
-    fixed = {name: value for name, value in fresh.named_parameters() if not value.requires_grad}
-    assert fixed
-    there = opened.state_dict()
-    # The sines of the positions, in the precision that training had them in.
-    assert all(torch.allclose(there[name], value, atol=0.005) for name, value in fixed.items())

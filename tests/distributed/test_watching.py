@@ -6,14 +6,13 @@ from fmray.train.metrics import METRICS, read_metrics
 from fmray.train.profiling import PROFILE
 from fmray.train.trackers.tensorboard import events
 from tests.distributed.running import kill_a_worker_after, pretrain
-from tests.train.dataset import token_dataset
 from tests.train.tiny import Watcher
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.slow]
 
 
-def test_a_killed_worker_leaves_no_step_twice_and_no_evaluation_out(tmp_path):
-    dataset, root, watcher = token_dataset(tmp_path / "corpus"), tmp_path / "base", Watcher()
+def test_a_killed_worker_leaves_no_step_twice_and_no_evaluation_out(dataset, tmp_path):
+    root, watcher = tmp_path / "base", Watcher()
     wait = kill_a_worker_after(root, 25)
     artifact = pretrain(root, dataset, watcher=watcher, eval_every_steps=8, profile={"from_step": 30, "steps": 2, "ranks": [1]}, device={"power_w": 65.0})
     assert wait() >= 25

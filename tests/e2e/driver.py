@@ -23,6 +23,8 @@ SHRUNK = (
     "tuned.task.max_examples_per_class=30",
     "tuned_gate.rules=['eval/package/macro_f1 >= 0']",
 )
+# Where what is audited is beside the point.
+UNAUDITED = (*SHRUNK, "base_audit.audits=[{type: cost}]")
 
 
 def environment() -> dict[str, str]:
