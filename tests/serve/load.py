@@ -37,7 +37,7 @@ class Load:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, f"not reached: {len(self.answers)} answers, failures: {self.failures[:3]}"
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     @property
     def retried(self) -> int:
