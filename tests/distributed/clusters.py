@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import psutil
 import ray
 import yaml
+from ray._common.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 from fmray.core.artifact import Artifact, load
@@ -32,6 +33,8 @@ def cluster_of(nodes: int) -> Iterator[Cluster]:
     """A head without processors, where the driver runs, and so many nodes of one processor each."""
     folder = tempfile.mkdtemp(prefix="fmc", dir="/tmp")
     head = {"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False, "temp_dir": folder}
+    # Where `Cluster` writes its address; only a Ray that was started in its own default place makes the folder.
+    Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(nodes):
