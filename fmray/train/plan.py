@@ -119,8 +119,9 @@ def held_by(config: PretrainConfig, model: Architecture, vocab_size: int, seq_le
 
 
 def size(n_bytes: float) -> str:
-    """Bytes as people read them: MiB below one GiB."""
-    return f"{n_bytes / GIB:.3g} GiB" if n_bytes >= GIB else f"{n_bytes / 2**20:.3g} MiB"
+    """Bytes as people read them: MiB below one GiB, of three digits or as many as it takes."""
+    value, unit = (n_bytes / GIB, "GiB") if n_bytes >= GIB else (n_bytes / 2**20, "MiB")
+    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
 
 
 def worker_bytes_per_param(config: PretrainConfig) -> float:

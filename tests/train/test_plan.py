@@ -72,7 +72,7 @@ def test_an_objective_without_a_head_has_no_logits():
 
 
 def test_sizes_have_the_unit_that_reads_best():
-    assert [size(n) for n in (2**19, 5.56 * 2**30)] == ["0.5 MiB", "5.56 GiB"]
+    assert [size(n) for n in (2**19, 1005 * 2**20, 5.56 * 2**30, 1234 * 2**30)] == ["0.5 MiB", "1005 MiB", "5.56 GiB", "1234 GiB"]
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():
