@@ -1,8 +1,9 @@
 """What a search costs beside its trials: `python -m benchmarks.search` from the repository.
 
 The same fine-tunings of a tiny decoder, once one after the other in a plain loop in one process, once as trials of a search with one trial
-at a time (random search, every trial run to its end, actors reused). Short trials take about a second, long ones `--long-seconds`. Both save
-every epoch. The overhead is the difference of the walls over the trials; Ray's own start is told apart.
+at a time (random search, every trial run to its end, actors reused). Short trials take about a second in many small epochs, long ones
+`--long-seconds` in `--long-epochs` epochs of as many more texts. Both ways save every epoch. The overhead is the difference of the walls
+over the trials; Ray's own start is told apart.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from fmray.train.search_config import SearchConfig
 from fmray.train.tuning import Epochs, Tuned, TuningConfig, tune_classifier
 from tests.train import tiny
 
+# Of each label.
+TEXTS = 60
 LR = {"optim.lr": {"type": "loguniform", "low": 1e-4, "high": 1e-2}}
 
 
@@ -37,11 +40,10 @@ def looped(config: TuningConfig, start: Path, data: TaskData, folder: Path) -> f
     return time.perf_counter() - clock
 
 
-def compared(root: Path, n_trials: int, epochs: int) -> tuple[float, float, float]:
-    """Seconds a trial in a loop and in a search, and those that the search took before its first report."""
-    path = root / "t.csv"
+def compared(root: Path, n_trials: int, epochs: int, path: Path) -> tuple[float, float, float]:
+    """Seconds a trial in a loop and in a search over the texts of `path`, and those that the search took before its first report."""
     config = load_config(SearchConfig, {"task": tiny.task(path), "epochs": epochs, "space": LR, "num_trials": n_trials, "scheduler": {"type": "fifo"}, "max_concurrent_trials": 1})
-    data, held = config.task.load(), root / f"{n_trials}"
+    data, held = config.task.load(), root / path.stem
     held.mkdir()
     data.save(held / "data.json", ("train", "validation"))
     alone = [looped(config, root / "model", data, held / f"loop{number}") for number in range(min(n_trials, 20))]
@@ -57,12 +59,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", type=int, default=40, help="so many trials of about a second")
     parser.add_argument("--long", type=int, default=1)
-    parser.add_argument("--long-seconds", type=float, default=25.0)
+    parser.add_argument("--long-seconds", type=float, default=65.0)
+    parser.add_argument("--long-epochs", type=int, default=10)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         root = Path(folder)
         tiny.save_decoder(root / "model")
-        tiny.write_csv(root / "t.csv", tiny.labelled(60))
+        tiny.write_csv(root / "t.csv", tiny.labelled(TEXTS))
         probe = load_config(TuningConfig, {"task": tiny.task(root / "t.csv"), "epochs": 4})
         data = probe.task.load()
         looped(probe, root / "model", data, root / "warm")
@@ -71,9 +74,10 @@ def main() -> None:
         cluster.connect()
         print(f"Ray was up in {time.perf_counter() - clock:.1f} s; an epoch takes {an_epoch:.3f} s.")
         print("| trials | epochs each | a trial alone, s | in a search, s | overhead a trial, s | share | before the first trial, s |\n|--:|--:|--:|--:|--:|--:|--:|")
-        for n_trials, seconds in ((asked.short, 1.0), (asked.long, asked.long_seconds)):
-            epochs = max(1, round(seconds / an_epoch))
-            alone, searched, first = compared(root, n_trials, epochs)
+        more = round(TEXTS * asked.long_seconds / asked.long_epochs / an_epoch)
+        tiny.write_csv(root / "long.csv", tiny.labelled(more))
+        for n_trials, epochs, name in ((asked.short, max(1, round(1.0 / an_epoch)), "t.csv"), (asked.long, asked.long_epochs, "long.csv")):
+            alone, searched, first = compared(root, n_trials, epochs, root / name)
             print(f"| {n_trials} | {epochs} | {alone:.2f} | {searched:.2f} | {searched - alone:.2f} | {100 * (searched / alone - 1):.1f} % | {first:.1f} |", flush=True)
         packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "transformers"))
         print(f"\nMachine: {os.cpu_count()} virtual {platform.machine()} cores, no GPU. Python {platform.python_version()}, {packages}.")
