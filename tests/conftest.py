@@ -4,15 +4,15 @@ import os
 import shutil
 import tempfile
 
+from fmray.cluster import ENVIRONMENT
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray's workers as fair as the others: at Ray's own 15 a second pytest beside them takes their processor, and replicas need minutes to start.
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The rest as fmray sets it where it starts a Ray of its own, before anything imports Ray.
+os.environ.update({**ENVIRONMENT, **os.environ})
 os.environ.pop("RAY_ADDRESS", None)
 
 from collections.abc import Iterator

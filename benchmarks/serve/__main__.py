@@ -21,8 +21,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fmray.cluster import ENVIRONMENT
+
 # Set, and not only where missing: a second thread would make every way slower, and each in its own measure.
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
+os.environ |= {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+# As fmray sets it where it starts a Ray of its own; what is set already holds, so that other settings can be measured beside.
+os.environ.update({**ENVIRONMENT, **os.environ})
 os.environ.pop("RAY_ADDRESS", None)
 
 from benchmarks.serve import client, servers, work
