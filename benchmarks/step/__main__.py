@@ -89,13 +89,13 @@ def report(runs: Runs) -> list[str]:
     lines = [
         f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in names)}; {os.cpu_count()} cores; {rounds} rounds.",
         f"bf16 matrix-product peak, {statistics.median(peaks) / 1e9:,.0f} GFLOP/s (median of the rounds' best); {flops / 1e6:.1f} MFLOP a position.", "",
-        "| contender | positions/s | effective tokens/s | of the peak | waiting for data |", "|---|--:|--:|--:|--:|",
+        "| contender | positions/s | effective tokens/s | of the peak | waiting for data | CPU time beside the worker, of all cores |", "|---|--:|--:|--:|--:|--:|",
     ]  # fmt: skip
     for name, found in runs.items():
         positions, effective = (statistics.median(run[key] for run in found) for key in ("positions_per_s", "effective_per_s"))
         share = spread([run["positions_per_s"] * flops / peak for run, peak in zip(found, peaks, strict=True)])
-        waited = f"{statistics.median(run['wait_share'] for run in found):.2%}" if "wait_share" in found[0] else ""
-        lines.append(f"| {name} | {positions:,.0f} | {effective:,.0f} | {share} | {waited} |")
+        waited, beside = (f"{statistics.median(run[key] for run in found):.2%}" if key in found[0] else "" for key in ("wait_share", "beside_share"))
+        lines.append(f"| {name} | {positions:,.0f} | {effective:,.0f} | {share} | {waited} | {beside} |")
     lines += ["", "| ratio, round by round | median [lowest, highest] |", "|---|--:|"]
     for one, other, key in RATIOS:
         if one in runs and other in runs:

@@ -17,12 +17,14 @@ from benchmarks.step.measuring import (
     SEQ_LEN,
     Speeds,
     batches,
+    beside_share,
     between,
     experiment,
     fresh_model,
     one_process,
     timed,
     use_all_cores,
+    watched_processes,
 )
 
 
@@ -92,13 +94,17 @@ def logged(root: Path) -> Speeds:
 
 
 def under_ray(folder: Path, steps: int, **changes: Any) -> Speeds:
-    """The stage pretrain as `fmray run` runs it: under Ray Train."""
+    """The stage pretrain as `fmray run` runs it: under Ray Train. `beside_share` is the CPU time of all processes but the worker, of all cores."""
     from fmray import cluster
+    from fmray.train.metrics import METRICS, read_metrics
 
     storage = folder / "fmray"
     try:
-        experiment(storage, {"base": pretraining(folder, steps, **changes)}).run()
-        return logged(storage / "bench" / "base")
+        with watched_processes() as samples:
+            experiment(storage, {"base": pretraining(folder, steps, **changes)}).run()
+        root = storage / "bench" / "base"
+        lines = read_metrics(root / METRICS)
+        return logged(root) | {"beside_share": beside_share(samples, lines[len(lines) // 3]["time"], lines[-1]["time"])}
     finally:
         shutil.rmtree(storage, ignore_errors=True)
         cluster.close()

@@ -1,13 +1,16 @@
 """What the contenders share: the model, the batches, the peak of the same process, and the speed between steps."""
 
-
+import contextlib
 import os
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 SEQ_LEN, ROWS, VOCAB = 256, 16, 8192
 # About 10 M parameters, embeddings included; wide enough that matrix products and not their dispatch take the time.
@@ -106,3 +109,36 @@ def one_process() -> None:
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     torch.distributed.init_process_group("gloo")
+
+
+@contextlib.contextmanager
+def watched_processes() -> Iterator[list[tuple[float, dict[int, float]]]]:
+    """Every two seconds of the block: the time, and the CPU-seconds until then of this process and of all below it but Ray Train's workers."""
+    samples: list[tuple[float, dict[int, float]]] = []
+    ended, this = threading.Event(), psutil.Process()
+
+    def watch() -> None:
+        while not ended.wait(2.0):
+            spent: dict[int, float] = {}
+            for process in [this, *this.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    if "RayTrainWorker" not in "".join(process.cmdline()):
+                        times = process.cpu_times()
+                        spent[process.pid] = times.user + times.system
+            samples.append((time.time(), spent))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
+
+
+def beside_share(samples: list[tuple[float, dict[int, float]]], begin: float, end: float) -> float:
+    """The CPU time between two times of the processes that were there at both, as a part of what all cores have."""
+    within = [sample for sample in samples if begin <= sample[0] <= end]
+    (first, before), (last, after) = within[0], within[-1]
+    spent = sum(after[pid] - before[pid] for pid in before if pid in after)
+    return spent / ((last - first) * (os.cpu_count() or 1))
