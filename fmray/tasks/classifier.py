@@ -173,9 +173,7 @@ class Classifier:
         Raises:
             ConfigError: the model has fewer positions than `max_length`.
         """
-        limit = n_positions(self.model.config)
-        if max_length is not None and limit is not None and max_length > limit:
-            raise ConfigError(f"is {max_length}, but the model has {limit} positions", where="max_length", todo=f"use at most {limit}")
+        limit = _positions_for(self.model.config, max_length)
         self.tokenizer.model_max_length = max_length or min(LONGEST, limit or LONGEST)
         return int(self.tokenizer.model_max_length)
 
@@ -268,17 +266,27 @@ def logits_of(output: Any, head: Head) -> tuple[Any, ...]:
     return (output.start_logits, output.end_logits) if head == "question_answering" else (output.logits,)
 
 
-def opened_for(path: Path, head: Head) -> tuple[Any, Any]:
+def opened_for(path: Path, head: Head, max_length: int | None = None) -> tuple[Any, Any]:
     """The config and the tokenizer of a model that a head can be put on; none of its weights is read.
 
     Raises:
         ArtifactError: see `Classifier.start`.
+        ConfigError: the model has fewer positions than `max_length`.
     """
     config, tokenizer = open_model(path)
     if head_class(config, _auto(AUTO_CLASSES[head]), head) is None:
         raise ArtifactError(f"the architecture '{config.model_type}' has no {spelled(head)} head", where=str(path), todo="give a model of another architecture")
     require_fit(config, tokenizer, path)
+    _positions_for(config, max_length)
     return config, tokenizer
+
+
+def _positions_for(config: Any, max_length: int | None) -> int | None:
+    """The positions of a model, None where it has no limit. Raises ConfigError where they are fewer than `max_length`."""
+    limit = n_positions(config)
+    if max_length is not None and limit is not None and max_length > limit:
+        raise ConfigError(f"is {max_length}, but the model has {limit} positions", where="max_length", todo=f"use at most {limit}")
+    return limit
 
 
 def trim(rows: Rows) -> Rows:

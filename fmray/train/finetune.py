@@ -22,7 +22,7 @@ from fmray.model.adapter import ADAPTER, adapter_digest
 from fmray.model.checkpoint import Checkpoint, LossPoint, Trial, count_weights, hf_digest, read_hf_config
 from fmray.model.flops import flops_per_token
 from fmray.tasks import TaskData
-from fmray.tasks.classifier import Method
+from fmray.tasks.classifier import Method, opened_for
 from fmray.tasks.folds import Said, cut
 from fmray.tasks.sourced import Sourced
 from fmray.train import cross_validation
@@ -92,8 +92,14 @@ def finetune(config: FinetuneConfig, checkpoint: Artifact[Checkpoint], out: Out)
     """Fine-tunes, keeps the epoch that is best on the validation split, and writes it as a Hugging Face directory.
 
     Killed, it goes on from its last finished epoch.
+
+    Raises:
+        ArtifactError: the checkpoint is no model, cannot bear the task's head, or its tokenizer does not fit it.
+        ConfigError: it has fewer positions than `max_length`.
     """
     read_hf_config(checkpoint.path)
+    # Before the data are read and a worker starts, which would find out for itself.
+    opened_for(checkpoint.path, config.task.head, config.max_length)
     out.progress(f"reading the task {config.task.name}")
     data = config.task.load()
     if config.folds is not None:

@@ -83,10 +83,11 @@ def search(config: SearchConfig, checkpoint: Artifact[Checkpoint], decision: Art
 
     Raises:
         ArtifactError: the model cannot bear the task's head, or its tokenizer does not fit it.
+        ConfigError: it has fewer positions than `max_length`.
         RunError: every trial failed; the message names the first failure.
     """
     # Every trial would find out for itself, and fail.
-    opened_for(checkpoint.path, config.task.head)
+    opened_for(checkpoint.path, config.task.head, config.max_length)
     config.algorithm.ready(_wanted(config))
     out.progress(f"reading the task {config.task.name}")
     data = config.task.load()

@@ -1,5 +1,6 @@
 """Runs the stage pretrain as the core does, on the session's Ray, and kills workers."""
 
+import json
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ from fmray.core.stage import STAGES, Job, produce
 from fmray.model.checkpoint import Checkpoint
 from fmray.train.config import PretrainConfig
 from fmray.train.metrics import METRICS, read_metrics
+from fmray.train.pretrain import LEDGER
 from tests.train.tiny import Watcher
 
 SHAPE = {"type": "decoder", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
@@ -36,6 +38,13 @@ def pretrain(root: Path, dataset: Artifact[Any], *, watcher: Watcher | None = No
 def curve(root: Path) -> list[tuple[int, float, float]]:
     """Step, loss and gradient norm of every line."""
     return [(line["step"], line["loss"], line["grad_norm"]) for line in read_metrics(root / METRICS)]
+
+
+def assert_clean(artifact: Artifact[Checkpoint], n_read: int, world_sizes: list[int]) -> None:
+    """The ledger proves that every row was read as often as it was to be, by so many workers in each attempt."""
+    proof = json.loads((artifact.path / LEDGER).read_text())
+    assert proof["proven"], proof
+    assert (proof["n_read"], proof["world_sizes"]) == (n_read, world_sizes)
 
 
 def workers() -> list[psutil.Process]:

@@ -17,14 +17,16 @@ from fmray.train.faults import read_faults
 from fmray.train.metrics import METRICS, read_metrics
 from fmray.train.state import STATE, last_good_state, read_state, state_folder
 from fmray.train.watchdog import VERDICT
-from tests.distributed.running import after_steps, curve, pretrain, workers
+from tests.distributed.running import after_steps, assert_clean, curve, pretrain, workers
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def assert_same(artifact, quiet):
+    """The curve and the weights of the undisturbed run in two attempts, and no row twice or left out."""
     assert curve(artifact.path) == curve(quiet.path)
     assert artifact.payload.digest == quiet.payload.digest
+    assert_clean(artifact, 320, [2, 2])
 
 
 @pytest.mark.slow
@@ -36,7 +38,7 @@ def test_a_frozen_worker_is_found_and_all_start_again(quiet, dataset, tmp_path):
         os.kill(frozen[0].pid, signal.SIGSTOP)
 
     frozen_at = after_steps(root, 14, freeze)
-    artifact = pretrain(root, dataset, max_failures=1, hang_after_s=3.0)
+    artifact = pretrain(root, dataset, max_failures=1, hang_after_s=3.0, ledger=True)
     assert 14 <= frozen_at() < 40
     assert_same(artifact, quiet)
     hang = root / "work" / "hangs" / "001"
@@ -52,7 +54,7 @@ def test_a_frozen_worker_is_found_and_all_start_again(quiet, dataset, tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_named_with_its_stacks_and_the_same_run_goes_on(quiet, dataset, tmp_path):
-    root, changes = tmp_path / "base", {"max_failures": 0, "hang_after_s": 3.0, "objective": {"type": "faulty", "hang_once": str(tmp_path / "hung")}}
+    root, changes = tmp_path / "base", {"ledger": True, "max_failures": 0, "hang_after_s": 3.0, "objective": {"type": "faulty", "hang_once": str(tmp_path / "hung")}}
     with pytest.raises(RunError, match=r"more than max_failures=0 times; last, training hung: waiting for no other rank: .*; stacks in \S+hangs/001; the same command"):
         pretrain(root, dataset, **changes)
     hang = root / "work" / "hangs" / "001"
@@ -68,7 +70,7 @@ def test_a_rank_that_hangs_is_named_with_its_stacks_and_the_same_run_goes_on(qui
 def test_a_loss_that_is_no_number_stops_and_the_same_run_may_go_on_without_it(dataset, tmp_path):
     root, objective = tmp_path / "base", {"type": "faulty", "nan": True}
     with pytest.raises(RunError, match=r"the loss is nan at step \d+; its batch is saved in \S+/nonfinite/step-\d{9};"):
-        pretrain(root, dataset, objective=objective, zero={"stage": 3}, max_failures=0)
+        pretrain(root, dataset, objective=objective, zero={"stage": 3}, max_failures=0, ledger=True)
     (place,) = (root / "work" / "nonfinite").iterdir()
     rows = [load_file(place / f"rank-{rank}.safetensors")["0.row_ids_B"].tolist() for rank in (0, 1)]
     assert 37 in rows[0] + rows[1]
@@ -86,6 +88,7 @@ def test_a_loss_that_is_no_number_stops_and_the_same_run_may_go_on_without_it(da
     assert [line["step"] for line in lines] == list(range(1, 41))
     losses = [line["loss"] for line in lines if "skipped" not in line]
     assert losses[-1] < 0.85 * losses[0]
+    assert_clean(artifact, 320, [2, 2])
 
 
 @pytest.mark.slow
@@ -119,11 +122,11 @@ def test_a_storage_that_stays_full_stops_with_the_last_state_whole(quiet, datase
 
     after = after_steps(root, 11, fill)
     with pytest.raises(RunError, match=r"step-000000020\S+: cannot be written, in 6 attempts over 31 s .*the last whole state, which is untouched") as error:
-        pretrain(root, dataset)
+        pretrain(root, dataset, ledger=True)
     assert "\n" not in str(error.value)
     after()
     assert last_good_state(root / "work" / "train")[1].step == 10
-    assert_same(pretrain(root, dataset), quiet)
+    assert_same(pretrain(root, dataset, ledger=True), quiet)
 
 
 @pytest.mark.slow
@@ -140,7 +143,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_nothing_that_counts(quiet, datase
         seen.append((torn / STATE).exists())
 
     killed = after_steps(root, 15, kill)
-    artifact = pretrain(root, dataset)
+    artifact = pretrain(root, dataset, ledger=True)
     killed()
     assert seen == [False]
     assert_same(artifact, quiet)

@@ -35,6 +35,13 @@ ONE = [
     *(Case(f"{p}-{s}", stage=s, precision=p, micro_batch_size=8) for p in ("fp32", "bf16") for s in (0, 1)),
 ]
 
+FOUR = [Case(f"{p}-{s}", stage=s, precision=p, micro_batch_size=2, steps=10) for p in ("fp32", "bf16") for s in STAGES]
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return run(4, tmp_path_factory.mktemp("four"), FOUR)
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
@@ -96,6 +103,14 @@ def test_one_worker_equals_two(one, two):
     for stage in (0, 1):
         assert apart(one[f"fp32-{stage}"], two[f"fp32-{stage}"]) < 1e-4
         assert apart(one[f"bf16-{stage}"], two[f"bf16-{stage}"]) < 0.01
+
+
+@pytest.mark.parametrize(("stage", "tolerance"), [(0, 1e-4), (1, 1e-4), (2, 1e-4), (3, 1e-3)])
+def test_two_workers_equal_four(two, four, stage, tolerance):
+    assert len(four[f"fp32-{stage}"]["losses"]) == 10
+    assert apart(two[f"fp32-{stage}"], four[f"fp32-{stage}"]) < tolerance
+    assert apart(two[f"fp32-{stage}"], four[f"fp32-{stage}"], "norms") < 10 * tolerance
+    assert apart(two[f"bf16-{stage}"], four[f"bf16-{stage}"]) < 0.01
 
 
 def test_deepspeed_on_one_worker_equals_plain_torch(one):

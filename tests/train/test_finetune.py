@@ -203,11 +203,30 @@ def test_settings_of_held_out_rows_are_refused_for_a_tuned_checkpoint(tuned: tup
 def test_bad_input_is_one_line_and_leaves_nothing(base: Artifact[Checkpoint], path: Path, tmp_path: Path) -> None:
     empty = tiny.commit(tmp_path / "empty", base.payload, "empty")
     for error, message, config, checkpoint in (
-        (ConfigError, "max_length: is 65, but the model has 64 positions", config_of(path, max_length=65), base),
         (DataError, "no column 'topic'", config_of(path, task=tiny.task(path, label="topic")), base),
         (ArtifactError, "is not a model checkpoint", config_of(path), empty),
     ):
         with pytest.raises(error, match=message) as caught:
             tiny.run("finetune", config, tmp_path / "out", checkpoint=checkpoint)
         assert caught.value.exit_code == 2
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_does_not_fit_is_refused_before_the_data_are_read(base: Artifact[Checkpoint], path: Path, tmp_path: Path) -> None:
+    import shutil
+
+    narrow = tmp_path / "narrow"
+    shutil.copytree(base.path, narrow)
+    told = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps({**told, "vocab_size": 300}))
+    for error, message, config, checkpoint in (
+        (ConfigError, "max_length: is 65, but the model has 64 positions", config_of(path, max_length=65), base),
+        (ArtifactError, "the architecture 'llama' has no masked lm head", config_of(path, task={"type": "fill_mask", "source": {"type": "csv", "path": str(path)}}), base),
+        (ArtifactError, "its tokenizer has .* tokens and the model embeddings for 300: they do not fit", config_of(path), tiny.commit(narrow, base.payload, "narrow")),
+    ):
+        watcher = tiny.Watcher()
+        with pytest.raises(error, match=message) as caught:
+            tiny.run("finetune", config, tmp_path / "out", watcher, checkpoint=checkpoint)
+        assert caught.value.exit_code == 2
+        assert not watcher.told
         assert not (tmp_path / "out").exists()
