@@ -75,11 +75,11 @@ def test_a_masked_language_model_learns_is_measured_and_becomes_a_classifier(wor
 
 @pytest.mark.slow
 def test_a_model_of_dna_learns_from_a_fasta_file(tmp_path):
-    """A repeat that begins anywhere: the letters around a hidden one tell it, and how often each is found does not."""
-    repeats = 5 * "ACGTTGCACCTGAATG"
-    pieces = [repeats[begin : begin + length] for begin in range(16) for length in range(36, 56)]
-    (tmp_path / "repeats.fa").write_text("".join(f">repeat{i}\n{piece}\n" for i, piece in enumerate(pieces)))
-    source = {"type": "fasta", "path": str(tmp_path / "repeats.fa"), "alphabet": "dna"}
+    """Pieces of A and T, and pieces of G and C: the letters around a hidden one halve what it may be, and how often each is found does not."""
+    draw = np.random.default_rng(0)
+    pieces = ["".join(draw.choice(list(("AT", "GC")[i % 2]), size=draw.integers(36, 56))) for i in range(320)]
+    (tmp_path / "pieces.fa").write_text("".join(f">piece{i}\n{piece}\n" for i, piece in enumerate(pieces)))
+    source = {"type": "fasta", "path": str(tmp_path / "pieces.fa"), "alphabet": "dna"}
     rows = {"tokenizer": {"type": "character"}, "vocab_size": 32, "seq_len": 64, "packing": {"type": "unpacked"}, "validation_fraction": 0.1}
     dataset = run("prepare", {"source": source, **rows}, tmp_path / "corpus")
     model = {**ENCODER, "variant": "esm"}
@@ -87,7 +87,7 @@ def test_a_model_of_dna_learns_from_a_fasta_file(tmp_path):
     assert (artifact.payload.head, artifact.payload.architecture) == ("masked_lm", "esm")
     report = run("evaluate", {"control_rows": 4, "num_cpus": 1}, tmp_path / "eval", checkpoint=artifact, dataset=dataset)
     found = {metric.name: metric for metric in report.payload.metrics}
-    assert found["eval/loss"].upper < found["eval/unigram_loss"].value < np.log(5)
+    assert np.log(2) < found["eval/loss"].upper < 0.75 * found["eval/unigram_loss"].value < 0.75 * np.log(5)
 
 
 @pytest.mark.slow
