@@ -16,6 +16,7 @@ import ray
 import yaml
 from ray._common.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _initialize_internal_kv
 
 from fmray.core.artifact import Artifact, load
 from fmray.model.checkpoint import Checkpoint
@@ -44,6 +45,9 @@ def cluster_of(nodes: int) -> Iterator[Cluster]:
         # Not `cluster.shutdown()`: a test may have taken the head away.
         for node in cluster.list_all_nodes():
             cluster.remove_node(node, allow_graceful=False)
+        # A cluster's nodes leave their own store of keys behind for this whole process, where the session's Ray may be in use.
+        if ray.is_initialized():
+            _initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.distributed.clusters import NODE, Driver, cluster_of
 from tests.distributed.running import pretrain
 from tests.train.dataset import token_dataset
 from tests.train.tiny import Watcher
@@ -23,3 +24,25 @@ def watched(ray_session, dataset, tmp_path_factory):
 def quiet(watched):
     """An undisturbed run of 40 steps on two workers."""
     return watched[0]
+
+
+@pytest.fixture(scope="module")
+def shared_cluster():
+    with cluster_of(2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def nothing_left():
+    """No driver outlives its test."""
+    yield
+    while Driver.started:
+        Driver.started.pop().kill()
+
+
+@pytest.fixture
+def cluster(shared_cluster, nothing_left):
+    """Two nodes of one processor, whatever the tests before took away."""
+    while len(shared_cluster.worker_nodes) < 2:
+        shared_cluster.add_node(**NODE)
+    return shared_cluster

@@ -52,8 +52,8 @@ def workers() -> list[psutil.Process]:
     return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::RayTrainWo")]
 
 
-def after_steps(root: Path, steps: int, act: Callable[[], object]) -> Callable[[], int]:
-    """Calls `act` once so many steps are logged. The returned function waits and gives the step then reached."""
+def kill_a_worker_after(root: Path, steps: int, number: int = signal.SIGKILL) -> Callable[[], int]:
+    """Sends one training worker a signal once so many steps are logged. The returned function waits and gives the step then reached."""
     reached: list[int] = []
 
     def watch() -> None:
@@ -61,7 +61,7 @@ def after_steps(root: Path, steps: int, act: Callable[[], object]) -> Callable[[
         while time.monotonic() < deadline:
             lines = read_metrics(root / METRICS)
             if lines and lines[-1]["step"] >= steps:
-                act()
+                os.kill(workers()[-1].pid, number)
                 reached.append(lines[-1]["step"])
                 return
             time.sleep(0.02)
@@ -74,8 +74,3 @@ def after_steps(root: Path, steps: int, act: Callable[[], object]) -> Callable[[
         return reached[0]
 
     return wait
-
-
-def kill_a_worker_after(root: Path, steps: int, number: int = signal.SIGKILL) -> Callable[[], int]:
-    """Sends one training worker a signal once so many steps are logged; see `after_steps`."""
-    return after_steps(root, steps, lambda: os.kill(workers()[-1].pid, number))

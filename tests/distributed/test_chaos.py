@@ -1,4 +1,4 @@
-"""What a training survives on a cluster of several nodes: each ends with the losses of the undisturbed run, and every row once."""
+"""A cluster whose nodes come, go and fail: each training on it ends with the losses of the undisturbed run, and every row once."""
 
 import json
 import re
@@ -9,37 +9,9 @@ import pytest
 from fmray.train.faults import LEFT_OUT, read_faults
 from tests.distributed.clusters import NODE, SAVED_EVERY, STEPS, Driver, cluster_of, trained_on
 from tests.distributed.running import assert_clean, curve
-from tests.train.dataset import token_dataset
 
 # Of losses of one layout against another in float32.
 APART = 1e-3
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return token_dataset(tmp_path_factory.mktemp("data") / "corpus")
-
-
-@pytest.fixture(scope="module")
-def shared_cluster():
-    with cluster_of(2) as cluster:
-        yield cluster
-
-
-@pytest.fixture(autouse=True)
-def nothing_left():
-    """No driver outlives its test."""
-    yield
-    while Driver.started:
-        Driver.started.pop().kill()
-
-
-@pytest.fixture
-def cluster(shared_cluster):
-    """Two nodes of one processor, whatever the tests before took away."""
-    while len(shared_cluster.worker_nodes) < 2:
-        shared_cluster.add_node(**NODE)
-    return shared_cluster
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +80,7 @@ def test_a_range_of_workers_follows_a_cluster_that_grows_and_shrinks(quiet, clus
 
 
 @pytest.mark.slow
-def test_a_head_that_is_lost_ends_the_run_in_one_line_and_the_same_command_goes_on_elsewhere(quiet, dataset, tmp_path):
+def test_a_head_that_is_lost_ends_the_run_in_one_line_and_the_same_command_goes_on_elsewhere(quiet, nothing_left, dataset, tmp_path):
     driver = Driver(tmp_path, dataset)
     with cluster_of(2) as doomed:
         driver.start(doomed)
