@@ -25,7 +25,7 @@ BASE, INVERSE = 0x9E3779B97F4A7C15, pow(0x9E3779B97F4A7C15, -1, 1 << 64)
 BATCH_CHARS = 1 << 20
 """Texts are laid together up to about this many characters: enough to forget numpy's overhead, little enough for the cache."""
 
-_UNSPACED = "\u2e80-\u2fdf\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\U00020000-\U0003ffff"
+UNSPACED = "\u2e80-\u2fdf\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\U00020000-\U0003ffff"
 """Scripts that set no spaces between words: Han, kana, Thai, Lao, Burmese, Khmer."""
 
 
@@ -126,7 +126,7 @@ def _kinds() -> NDArray[np.uint8]:
     """For each code point whether it is part of a word, a word of its own, or neither."""
     every = "".join(map(chr, range(sys.maxunicode + 1)))
     kinds = np.zeros(len(every), np.uint8)
-    for pattern, kind in ((r"\w+", _LETTER), (f"[{_UNSPACED}]+", _SINGLE)):
+    for pattern, kind in ((r"\w+", _LETTER), (f"[{UNSPACED}]+", _SINGLE)):
         for run in re.finditer(pattern, every):
             kinds[run.start() : run.end()] = kind
     kinds[[i for i in range(0x2E80, 0x10000) if kinds[i] == _SINGLE and not every[i].isalnum()]] = _SPACE

@@ -12,6 +12,7 @@ from fmray.core.config import did_you_mean
 from fmray.core.errors import DataError
 from fmray.data.sources import Source
 from fmray.data.text import normalise
+from fmray.data.words import UNSPACED
 from fmray.model.checkpoint import Head
 from fmray.tasks import Predictions, Split, TaskData, Weights
 from fmray.tasks.classifier import Outputs, Rows, encode
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 TFIDF_FEATURES = 20_000
 TFIDF = "logistic regression on TF-IDF of words and word pairs"
+# scikit-learn's own words, of two letters or more; and of scripts without spaces each character, where its own would take a whole clause for a word.
+WORD = rf"[{UNSPACED}]|[^\W{UNSPACED}]{{2,}}"
 
 
 class TextClassification(Sourced):
@@ -177,7 +180,7 @@ def tfidf(seed: int) -> Any:
     from sklearn.pipeline import make_pipeline
 
     return make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=TFIDF_FEATURES),
+        TfidfVectorizer(token_pattern=WORD, ngram_range=(1, 2), sublinear_tf=True, max_features=TFIDF_FEATURES),
         LogisticRegression(max_iter=1000, C=10.0, random_state=seed),
     )
 

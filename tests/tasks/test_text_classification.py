@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fmray.core.config import Config, load_config
 from fmray.core.errors import ConfigError, DataError
 from fmray.data.split import near_duplicate_groups
 from fmray.tasks import Predictions, Task, TaskData, task_from
-from fmray.tasks.text_classification import TextClassification
+from fmray.tasks.text_classification import WORD, TextClassification, tfidf
 from tests.train import tiny
 
 
@@ -132,6 +133,16 @@ def test_metrics_are_those_of_scikit_learn(tmp_path: Path) -> None:
         for name, by in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
             assert found[f"{average}_{name}"] == pytest.approx(by(truth, predicted, average=average))
     assert set(found) == set(task.metric_names)
+
+
+def test_the_words_of_tf_idf_are_scikit_learns_but_for_scripts_without_spaces() -> None:
+    text = "A naïve re-read of x_1, 42 and Ωmega: don't!"
+    assert re.findall(WORD, text) == re.findall(r"(?u)\b\w\w+\b", text)
+    assert re.findall(WORD, "我爱GPU，カナ a 好") == ["我", "爱", "GPU", "カ", "ナ", "好"]
+    draw = random.Random(0)
+    rows = [("".join([*draw.choices("天地玄黄宇宙洪荒", k=8), sign, *draw.choices("日月盈昃", k=4)]), number) for _ in range(60) for number, sign in enumerate("好坏")]
+    texts, labels = zip(*rows, strict=True)
+    assert tfidf(0).fit(texts[:80], labels[:80]).score(texts[80:], labels[80:]) == 1.0
 
 
 def test_a_task_comes_back_from_its_dump(tmp_path: Path) -> None:
