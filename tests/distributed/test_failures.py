@@ -150,6 +150,24 @@ def test_a_storage_that_stays_full_stops_with_the_last_state_whole(quiet, cluste
 
 
 @pytest.mark.slow
+def test_a_store_that_goes_away_stops_and_the_same_run_goes_on_when_it_is_back(quiet, cluster, dataset, tmp_path):
+    store, away = tmp_path / "mounted", tmp_path / "away"
+    driver = began(Driver(tmp_path, dataset, **SHORT, states=f"file://{store}"), cluster, 11)
+    deadline = time.monotonic() + 60
+    while not list(store.glob(f"*/step-000000010/{STATE}")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    store.rename(away)
+    store.touch()
+    driver.release()
+    assert re.search(r"mounted/\S+step-000000020\S+: cannot be written, in 6 attempts over 31 s", failed(driver))
+    assert last_good_state(driver.root / "work" / "train")[1].step >= 10
+    store.unlink()
+    away.rename(store)
+    assert_same(driver.start(cluster).finished(), quiet)
+    assert list(store.glob(f"*/step-000000040/{STATE}"))
+
+
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_save_leaves_nothing_that_counts(quiet, cluster, dataset, tmp_path):
     driver = began(Driver(tmp_path, dataset, **SHORT), cluster, 15)
     torn = state_folder(driver.root / "work" / "train", 20)
