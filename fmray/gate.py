@@ -149,8 +149,8 @@ def plan(config: GateConfig, upstream: Mapping[str, Config]) -> dict[str, str]:
 
 
 @stage("gate", version=1, recompute=True, plan=plan)
-def gate(config: GateConfig, checkpoint: Artifact[Checkpoint], reports: tuple[Artifact[Report], ...], out: Out) -> Decision:
-    """Holds the rules against the reports about this checkpoint; a refusal is a Decision too.
+def gate(config: GateConfig, checkpoint: Artifact[Checkpoint], out: Out, reports: tuple[Artifact[Report], ...] = ()) -> Decision:
+    """Holds the rules against the reports about this checkpoint; a refusal is a Decision too, and without a report only a waiver admits.
 
     Raises:
         ArtifactError: a report is about another checkpoint, or two reports disagree about a metric.

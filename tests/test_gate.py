@@ -42,7 +42,7 @@ def metric(name: str = "eval/loss", value: float | None = 1.0, **fields: object)
 
 def decide(tmp_path: Path, rules: list[str], *reports: Artifact, **fields: object) -> Decision:
     out = Out(path=tmp_path, fingerprint="c" * 64, name="base_gate", log=tmp_path / "log")
-    return gate(load_config(GateConfig, {"rules": rules, **fields}, "base_gate"), CHECKPOINT, reports, out)
+    return gate(load_config(GateConfig, {"rules": rules, **fields}, "base_gate"), CHECKPOINT, out, reports)
 
 
 # --- the rule language
@@ -189,6 +189,13 @@ def test_a_waiver_admits_and_is_recorded(tmp_path: Path) -> None:
     assert decision.admitted
     assert not decision.reasons[0].passed
     assert (decision.waived_by, decision.waiver_reason) == ("R. Owner", "demonstration")
+
+
+def test_without_any_report_no_rule_holds_and_only_a_waiver_admits(tmp_path: Path) -> None:
+    refused = decide(tmp_path, ["eval/loss < 3"])
+    assert not refused.admitted
+    assert "was not measured" in refused.reasons[0].note
+    assert decide(tmp_path, ["eval/loss < 3"], waiver={"by": "R. Owner", "reason": "a published model"}).waived_by == "R. Owner"
 
 
 def test_a_waiver_that_was_not_needed_leaves_no_mark(tmp_path: Path) -> None:

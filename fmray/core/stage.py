@@ -19,7 +19,7 @@ from fmray.core.config import Config, dump
 from fmray.core.errors import ArtifactError, ConfigError, FmrayError, GateRefused
 from fmray.core.lock import hold
 from fmray.core.report import Decision
-from fmray.core.wiring import Shape, shape_of
+from fmray.core.wiring import Shape, shape_of_argument
 
 State = Literal["cached", "done"]
 RESERVED = ("config", "out", "previous")
@@ -109,8 +109,8 @@ def stage(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         hints = typing.get_type_hints(function)
-        names = [n for n in inspect.signature(function).parameters if n not in RESERVED]
-        shapes = {n: shape_of(hints[n]) for n in names}
+        inputs = {n: argument.default for n, argument in inspect.signature(function).parameters.items() if n not in RESERVED}
+        shapes = {n: shape_of_argument(hints[n], default) for n, default in inputs.items()}
         wrong = [n for n, shape in shapes.items() if shape is None]
         if wrong or not issubclass(hints["config"], Config) or not issubclass(hints["return"], Payload):
             raise TypeError(f"stage {name}: config must be a Config, inputs artifacts and the result a Payload (see {wrong or function})")

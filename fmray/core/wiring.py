@@ -29,9 +29,10 @@ class One:
 
 @dataclasses.dataclass(frozen=True)
 class Many:
-    """An input `tuple[X, ...]`."""
+    """An input `tuple[X, ...]`; `may_be_empty` when the stage's argument has a default of ()."""
 
     item: "Shape"
+    may_be_empty: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Group:
 
 Shape = One | Many | Group
 Bound = Any  # Ref, None, a tuple of Bound, or a mapping of Bound: the same tree as the shape
+
+
+def shape_of_argument(annotation: Any, default: Any) -> Shape | None:
+    """The input shape of a stage's argument, or None when it is not an input."""
+    shape = shape_of(annotation)
+    return dataclasses.replace(shape, may_be_empty=True) if isinstance(shape, Many) and default == () else shape
 
 
 def shape_of(annotation: Any) -> Shape | None:
@@ -82,8 +89,8 @@ def parse(shape: Shape, raw: Any, where: str) -> Bound:
             return Ref(uri=raw["artifact"])
         raise ConfigError(f"names a {shape.payload.kind}: a step above or {{artifact: PATH}} (got {raw!r})", where=where)
     if isinstance(shape, Many):
-        if not isinstance(raw, Sequence) or isinstance(raw, str) or not raw:
-            raise ConfigError(f"is a list of at least one (got {raw!r})", where=where)
+        if not isinstance(raw, Sequence) or isinstance(raw, str) or not (raw or shape.may_be_empty):
+            raise ConfigError(f"is a list{'' if shape.may_be_empty else ' of at least one'} (got {raw!r})", where=where)
         return tuple(parse(shape.item, item, f"{where}.{index}") for index, item in enumerate(raw))
     if not isinstance(raw, Mapping):
         raise ConfigError(f"is a mapping with {', '.join(shape.fields)} (got {raw!r})", where=where)

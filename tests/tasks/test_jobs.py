@@ -12,6 +12,7 @@ from fmray.train.finetune import FinetuneConfig
 from tests.models import minilm
 
 JOBS, DATA = Path(__file__).parents[2] / "jobs", Path(__file__).parents[3] / "shared" / "data"
+POLARITY = {f"source.sources.{side}.source": f"tasks/cls_en/sentence_polarity/rt-polarity.{side[:3]}.txt.gz" for side in ("negative", "positive")}
 FILES = {
     "finetune_summary": {"source": "tasks/summ/scitldr_A.train.jsonl.gz", "test": "tasks/summ/scitldr_A.dev.jsonl.gz"},
     "finetune_instructions": {"source": "lmeval/lambada_openai.jsonl.gz"},
@@ -20,6 +21,8 @@ FILES = {
     "finetune_ner": {"source": "tasks/ner/wnut17.train.conll.gz", "test": "tasks/ner/wnut17.dev.conll.gz"},
     "finetune_spam": {"source": "tasks/cls_en/sms_spam.tsv.gz"},
     "finetune_qa": {"source": "tasks/qa/xquad.en.json.gz"},
+    "finetune_polarity": POLARITY,
+    "search_polarity": POLARITY,
     "finetune_cold": {"source": "tasks/cls_zh/cold.train.csv.gz", "test": "tasks/cls_zh/cold.dev.csv.gz"},
 }
 
@@ -36,10 +39,14 @@ def test_the_file_is_accepted_and_its_task_reads_the_data(name: str) -> None:
         pytest.skip(f"{missing[0]} lies beside the project only")
     plans = {step.name: lines for step, lines in experiment.plan()}
     assert plans["tuned"]["task"] == task.name
-    for field in FILES[name]:
+    for field in {name.partition(".")[0] for name in FILES[name]}:
         examples = task.examples(getattr(task, field))
         assert len(examples) > 300
         assert all(example.text.strip() for example in examples)
+
+
+def test_every_experiment_file_of_a_task_is_among_them() -> None:
+    assert {path.stem for path in (*JOBS.glob("finetune_*.yaml"), *JOBS.glob("search_*.yaml"))} == set(FILES)
 
 
 def test_the_cross_validated_questions_are_all_held_out_once_by_passage() -> None:
