@@ -54,6 +54,8 @@ class LiveRun:
         self.console = console
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._began = self._last_plain = time.monotonic()
+        self._count: tuple[float, float, float] | None = None  # total, where it was first seen to stand, and when
+        self._last_done = 0.0
         self._step = ""
         self._line: RenderableType = Text("")
         self._table: RenderableType | None = None
@@ -70,6 +72,7 @@ class LiveRun:
     def on_step(self, name: str, round_: int) -> None:
         """A step begins (or answers from cache)."""
         self._began = self._last_plain = time.monotonic()
+        self._count = None
         self._step = name if round_ == 1 else f"{name}@{round_}"
         self._line, self._table = Spinner("dots", Text(f"{self._step}")), None
         self._draw()
@@ -97,8 +100,8 @@ class LiveRun:
         if done is not None and total:
             parts.append(f"{done:,.0f}/{total:,.0f}")
         parts += [_figure(name, value) for name, value in figures.items()]
-        if done and total and done < total and "eta_s" not in figures:
-            parts.append(f"ETA {duration(seconds * (total - done) / done)}")
+        if done is not None and total and "eta_s" not in figures and (eta_s := self._eta_s(done, total)) is not None:
+            parts.append(f"ETA {duration(eta_s)}")
         line = " · ".join(parts)
         if self._live is not None:
             grid = Table.grid(padding=(0, 1))
@@ -111,6 +114,15 @@ class LiveRun:
         elif time.monotonic() - self._last_plain >= PLAIN_EVERY_S:
             self._last_plain = time.monotonic()
             self.console.print(f"  … {self._step}  {line}", markup=False, soft_wrap=True)
+
+    def _eta_s(self, done: float, total: float) -> float | None:
+        """Seconds to `total` at the pace of this count, None until it is known: a step may count anew (each fold, each seed) or begin behind zero."""
+        now = time.monotonic()
+        if self._count is None or self._count[0] != total or done < self._last_done:
+            self._count = (total, done, now)
+        self._last_done = done
+        _, first, began = self._count
+        return (now - began) * (total - done) / (done - first) if first < done < total else None
 
     def on_done(self, outcome: Outcome) -> None:
         """A step is complete: one line that stays."""

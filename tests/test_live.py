@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from fmray.live import LiveRun
@@ -43,3 +44,26 @@ def test_a_table_goes_with_its_step() -> None:
 
 def test_without_a_terminal_there_is_no_table() -> None:
     assert "hyperparameters" not in shown(terminal=False)
+
+
+def etas(monkeypatch: pytest.MonkeyPatch, *told: tuple[float, float, float]) -> list[str]:
+    """What is said of the time left, for each (second, done, total)."""
+    clock = [0.0]
+    monkeypatch.setattr("fmray.live.time.monotonic", lambda: clock[0])
+    said = []
+    live = LiveRun(Console(file=io.StringIO(), width=200))
+    live.on_step("tuned", 1)
+    for second, done, total in told:
+        stream = io.StringIO()
+        live.console = Console(file=stream, width=200)
+        clock[0] = second
+        live.progress("tuned", "", done, total, {})
+        said.append(stream.getvalue().partition("ETA ")[2].strip())
+    return said
+
+
+def test_the_time_left_follows_the_pace_of_the_count_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Half a minute of start-up does not count, and a second fold begins its own count.
+    assert etas(monkeypatch, (30, 1, 11), (50, 2, 11), (210, 10, 11), (230, 11, 11), (290, 1, 11), (300, 2, 11)) == ["", "3 min 00 s", "20 s", "", "", "1 min 30 s"]
+    # A run that goes on behind step 500 has taken none of them in this run.
+    assert etas(monkeypatch, (30, 500, 600), (40, 510, 600)) == ["", "1 min 30 s"]
