@@ -18,9 +18,10 @@ from fmray.core.config import Config, dump
 from fmray.core.report import Cost
 from fmray.core.stage import Out, stage
 from fmray.evaluate import downstream
-from fmray.model.adapter import ADAPTER, adapter_digest
+from fmray.model.adapter import ADAPTER, adapter_digest, is_adapter
 from fmray.model.checkpoint import Checkpoint, LossPoint, Trial, count_weights, hf_digest, read_hf_config
 from fmray.model.flops import flops_per_token
+from fmray.model.import_ import ImportConfig
 from fmray.tasks import TaskData
 from fmray.tasks.classifier import Method, opened_for
 from fmray.tasks.folds import Said, cut
@@ -37,6 +38,7 @@ CONTROL = "control"
 EPOCHS = "epochs"
 TOOK = "took.json"
 LOSS_POINTS = 200
+SHOWN_LABELS = 10
 # How much of the work of a full step remains: forward, and backward through activations, without the gradients of weights that stay.
 WORK: dict[Method, float] = {"full": 1.0, "lora": 2 / 3, "frozen": 1 / 3}
 
@@ -81,10 +83,21 @@ class FinetuneConfig(TuningConfig):
 
 
 def plan(config: TuningConfig, upstream: dict[str, Config]) -> dict[str, str]:
-    """What `fmray check` says about a fine-tuning."""
+    """What `fmray check` says about a fine-tuning, whose data it reads; a model that is imported as it is must bear the head and fit `max_length`.
+
+    Raises:
+        ArtifactError, ConfigError, DataError: the stage would refuse the model or the data.
+    """
+    parent = upstream.get("checkpoint")
+    if isinstance(parent, ImportConfig) and not is_adapter(parent.folder):
+        opened_for(parent.folder, config.task.head, config.max_length)
+    data = config.task.load()
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    more = f" and {len(data.labels) - SHOWN_LABELS} more" if len(data.labels) > SHOWN_LABELS else ""
+    labels = {"labels": ", ".join(data.labels[:SHOWN_LABELS]) + more} if data.labels else {}
     folds = config.folds if isinstance(config, FinetuneConfig) else None
     crossed = {} if folds is None else {"folds": f"{folds}, a model each, and one more tuned on all examples"}
-    return {"task": config.task.name, "epochs": str(config.epochs), "chosen by": f"validation {config.metric}", **crossed}
+    return {"task": config.task.name, "examples": counts, **labels, "epochs": str(config.epochs), "chosen by": f"validation {config.metric}", **crossed}
 
 
 @stage("finetune", version=2, plan=plan)
