@@ -43,20 +43,34 @@ def _rebuild(status: int, message: str, param: str | None, code: str | None, ret
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one request's tokens are chosen. temperature 0 is greedy; top_k 0 and top_p 1 are off.
+    """How one request's tokens are chosen. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
 
     `seed` fixes the request's random numbers whatever else is in the batch; None draws a fresh one. `max_tokens` None means
     as many as the context still holds. `logprobs` is the number of likeliest alternatives told beside each token's own
-    log-probability; None tells none at all.
+    log-probability; None tells none at all: they are those of the model itself, whatever shifts its logits here.
+
+    Three things shift the logits before a token is chosen, in this order. `repetition_penalty` divides the positive logits of tokens that
+    stand in prompt or answer and multiplies the negative ones (Keskar et al. 2019); 1 is off. `presence_penalty` is taken off each token
+    that the answer holds and `frequency_penalty` as often as it holds it, both as OpenAI has them. `logit_bias` is added by token id.
     """
 
     max_tokens: int | None = 16
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def shifts(self) -> bool:
+        """Whether anything changes the model's logits."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias) or self.repetition_penalty != 1.0
 
 
 @dataclass(frozen=True)
@@ -248,7 +262,12 @@ class Engine(Protocol):
 
 
 class GenerationEngine(Engine, Protocol):
-    """An engine that continues text, with its model or with one of the low-rank adapters that it was opened with, by name."""
+    """An engine that continues text, with its model or with one of the low-rank adapters that it was opened with, by name.
+
+    Its token ids are those below `vocab_size`.
+    """
+
+    vocab_size: int
 
     def encode(self, prompt: Prompt, max_tokens: int | None, adapter: str | None = None) -> list[int]:
         """Token ids of a prompt. Raises RequestError (400) for one that this model cannot take, or that with

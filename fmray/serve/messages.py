@@ -13,14 +13,12 @@ from fmray.serve.engine import Completion, FinishReason, Generation, RequestErro
 MAX_TEXTS = 128
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
+MAX_BIASES = 1024
 
 # What OpenAI's clients may ask and this engine cannot do, with the values that ask for nothing. Never ignored: a 400.
 UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
     "tools": ([],),
     "functions": ([],),
     "response_format": ({"type": "text"},),
@@ -41,6 +39,12 @@ def _sound(text: str) -> str:
 Utf8 = Annotated[str, AfterValidator(_sound)]
 """Text that can be written as UTF-8."""
 
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+"""A token id as a key of JSON."""
+
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+"""What is added to a token's logit."""
+
 
 class Body(BaseModel):
     """The body of a request. Clients send fields of newer interfaces: accepted, as OpenAI does. Types are not converted: "16" is
@@ -56,13 +60,19 @@ class StreamOptions(Body):
 
 
 class GenerationBody(Body):
-    """What completions and chats share. `top_k` is an addition to OpenAI's fields; 0 and -1 turn it off."""
+    """What completions and chats share. `top_k` (0 and -1 turn it off), `min_p` and `repetition_penalty` are additions to OpenAI's fields,
+    by the names that vLLM gives them."""
 
     model: Utf8
     max_tokens: int | None = Field(None, ge=0, lt=2**31)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
+    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, gt=0, le=2, allow_inf_nan=False)
+    logit_bias: dict[TokenId, Bias] | None = Field(None, max_length=MAX_BIASES)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Utf8 | list[Utf8] | None = None
     n: int | None = Field(None, ge=1, le=MAX_TEXTS)
@@ -91,9 +101,14 @@ class GenerationBody(Body):
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
             seed=self.seed,
             stop=tuple(stop),
             logprobs=logprobs,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
         )
 
 

@@ -172,6 +172,9 @@ class GenerationReplica:
         limit, max_tokens = self._config.max_new_tokens, asked.sampling.max_tokens
         if limit is not None and max_tokens is not None and max_tokens > limit:
             raise RequestError(400, f"this server gives at most {limit} tokens an answer", param="max_tokens")
+        wrong = next((token for token, _ in asked.sampling.logit_bias if token >= self._engine.vocab_size), None)
+        if wrong is not None:
+            raise RequestError(400, f"token id {wrong} is outside the vocabulary of {self._engine.vocab_size}", param="logit_bias")
         rows = [self._engine.encode(prompt, max_tokens, asked.adapter) for prompt in asked.prompts]
         longest = max(len(row) for row in rows)
         if self._config.max_prompt_tokens is not None and longest > self._config.max_prompt_tokens:

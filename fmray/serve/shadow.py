@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 # Fields that make an answer random, several, or a stream.
-_VARIED = ("stream", "stream_options", "n", "best_of", "logprobs", "top_logprobs", "echo", "top_p", "top_k", "seed")
+_VARIED = ("stream", "stream_options", "n", "best_of", "logprobs", "top_logprobs", "echo", "top_p", "top_k", "min_p", "seed")
 GENERATING = ("/v1/completions", "/v1/chat/completions")
 SCORING = ("/v1/classify",)
 

@@ -38,7 +38,7 @@ async def together(engine: ContinuousBatching, prompts: list[str], sampling: Sam
     return ["".join(p.text for p in pieces) for pieces in await asyncio.gather(*(answer(engine, prompt, sampling) for prompt in prompts))]
 
 
-def greedy_ids(path: Path, prompts: list[str], max_tokens: int) -> list[list[int]]:
+def greedy_ids(path: Path, prompts: list[str], max_tokens: int, **more: Any) -> list[list[int]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -46,16 +46,16 @@ def greedy_ids(path: Path, prompts: list[str], max_tokens: int) -> list[list[int
     generated = []
     for prompt in prompts:
         encoded = tokenizer(prompt, return_tensors="pt")
-        ids = model.generate(encoded["input_ids"], attention_mask=encoded["attention_mask"], do_sample=False, max_new_tokens=max_tokens)
+        ids = model.generate(encoded["input_ids"], attention_mask=encoded["attention_mask"], do_sample=False, max_new_tokens=max_tokens, **more)
         generated.append(ids[0, encoded["input_ids"].shape[1] :].tolist())
     return generated
 
 
-def greedy_reference(path: Path, prompts: list[str], max_tokens: int) -> list[str]:
+def greedy_reference(path: Path, prompts: list[str], max_tokens: int, **more: Any) -> list[str]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in greedy_ids(path, prompts, max_tokens)]
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in greedy_ids(path, prompts, max_tokens, **more)]
 
 
 def test_a_prompt_begins_with_one_bos_and_does_not_end_under_a_tokenizer_of_prepare(copy_of: Callable[..., Path]) -> None:
@@ -83,6 +83,27 @@ def test_a_seed_gives_the_same_answer_alone_and_in_company(engine: ContinuousBat
     alone = [asyncio.run(together(engine, [prompt], sampling))[0] for prompt in PROMPTS]
     assert asyncio.run(together(engine, PROMPTS, sampling)) == alone
     assert asyncio.run(together(engine, PROMPTS, Sampling(max_tokens=16, temperature=0.8, seed=12))) != alone
+
+
+def test_penalties_and_biases_in_a_mixed_batch_are_those_of_generate(engine: ContinuousBatching, experiment: Path) -> None:
+    """A penalty on the whole text beside transformers' own; a ban and an order by bias; and neighbours that nothing changes."""
+    plain = greedy_reference(experiment / "base", PROMPTS, 24)
+    penalised = greedy_reference(experiment / "base", PROMPTS, 24, repetition_penalty=1.5)
+    never_again = Sampling(max_tokens=24, temperature=0, presence_penalty=2.0, frequency_penalty=2.0, logit_bias=((7, -100.0),))
+    asked = [Sampling(max_tokens=24, temperature=0), Sampling(max_tokens=24, temperature=0, repetition_penalty=1.5), never_again]
+
+    async def mixed() -> list[list[Any]]:
+        return await asyncio.gather(*(answer(engine, prompt, sampling) for sampling in asked for prompt in PROMPTS))
+
+    texts = ["".join(piece.text for piece in pieces) for pieces in asyncio.run(mixed())]
+    n = len(PROMPTS)
+    assert texts[:n] == plain
+    assert texts[n : 2 * n] == penalised
+    assert penalised != plain
+    assert texts[2 * n :] != plain
+    [forced] = asyncio.run(answer(engine, "Return", Sampling(max_tokens=3, temperature=0.9, logit_bias=((40, 100.0),), logprobs=1)))
+    assert forced.text == engine.decode([40]) * 3
+    assert any(one.logprob < one.top[0][1] for one in forced.logprobs), "log-probabilities are those of the model itself"
 
 
 def test_without_a_seed_answers_differ(engine: ContinuousBatching) -> None:

@@ -137,6 +137,22 @@ def test_openai_client_accepts_ids_stop_and_unknown_fields(client: openai.OpenAI
     assert stopped.choices[0].finish_reason == "stop"
 
 
+def test_openai_client_penalises_and_biases(client: openai.OpenAI) -> None:
+    plain = client.completions.create(model="base", prompt="Return", max_tokens=20, temperature=0)
+    assert client.completions.create(model="base", prompt="Return", max_tokens=20, temperature=0, presence_penalty=0, logit_bias={}).choices == plain.choices
+    shifted = client.completions.create(model="base", prompt="Return", max_tokens=20, temperature=0, frequency_penalty=2, presence_penalty=2)
+    assert shifted.choices[0].text != plain.choices[0].text
+    forced = client.completions.create(model="base", prompt="Return", max_tokens=2, logit_bias={"40": 100}, extra_body={"min_p": 0.1, "repetition_penalty": 1.1})
+    assert forced.choices[0].text
+    with pytest.raises(openai.BadRequestError, match="token id 99999 is outside the vocabulary") as outside:
+        client.completions.create(model="base", prompt="x", logit_bias={"99999": 1})
+    assert outside.value.param == "logit_bias"
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model="base", prompt="x", frequency_penalty=2.5)
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model="base", prompt="x", logit_bias={"a": 1})
+
+
 def test_many_clients_at_once_each_get_their_own(client: openai.OpenAI) -> None:
     answers: dict[int, str] = {}
 

@@ -48,7 +48,7 @@ class ContinuousBatching:
 
         # More threads than the replica's CPUs make small models several times slower: they spin against each other.
         torch.set_num_threads(threads)
-        self._vocab_size = int(model.config.vocab_size)
+        self.vocab_size = int(model.config.vocab_size)
         eos = eos_ids(model.generation_config, self._tokenizer)
         # The manager changes how its model attends. Whole texts go through a twin that shares every weight and stays as it was.
         shared = {id(t): t for t in itertools.chain(model.parameters(), model.buffers(), tensors_of(model))}
@@ -74,7 +74,7 @@ class ContinuousBatching:
         # Sampling by request; its docstring says why the two switches above are off.
         self._sampling = RequestSampling(routes)
         self._manager.logit_processor = self._sampling
-        base = PromptReader(self._tokenizer, eos, self._vocab_size, self.max_model_len)
+        base = PromptReader(self._tokenizer, eos, self.vocab_size, self.max_model_len)
         self._readers: dict[str | None, PromptReader] = {None: base, **{name: tuned_reader(folder, base) for name, folder in adapters.items()}}
         self._ids = itertools.count()
         self._manager.start()
@@ -109,7 +109,7 @@ class ContinuousBatching:
         """Log-probabilities of given texts; see `GenerationEngine`. One plain pass after another, so that a client who leaves
         stops what has not begun."""
         found: dict[int, tuple[TokenLogprob, ...]] = {}
-        for group in groups(rows, MAX_LOGITS // self._vocab_size):
+        for group in groups(rows, MAX_LOGITS // self.vocab_size):
             async with self._plain_pass(adapter):
                 drawn = await asyncio.to_thread(token_logprobs, self._plain, [rows[i] for i in group], top)
             for index, one in zip(group, drawn, strict=True):
@@ -182,6 +182,7 @@ class ContinuousBatching:
                 adapter=adapter,
                 sampling=sampling,
                 seed=seed,
+                n_prompt=len(prompt_ids),
             )
             if added is None:
                 raise RequestError(503, "the engine is stopping", code="engine_stopped")

@@ -4,6 +4,7 @@ Legend: B rows with a new token, V vocabulary.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,24 @@ class Drawn:
     top: tuple[tuple[int, float], ...]
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of the batch that gets a new token: its request's sampling and seed, the new token's position, and what the answer holds so
+    far behind the prompt (both empty where nothing asks for them)."""
+
+    sampling: Sampling
+    seed: int
+    position: int
+    request_id: str
+    prompt: Sequence[int] = ()
+    answer: Sequence[int] = ()
+
+
 class RequestSampling:
     """Takes the place of the manager's logits processors; the manager itself then takes the argmax.
 
-    A greedy row passes untouched, so it equals `generate`. For any other row the token is drawn here and made the only
-    one possible. The draw is keyed by the request's seed and the token's position in the sequence, so the answer does
+    A greedy row whose logits nothing shifts passes untouched, so it equals `generate`. For any other row the token is chosen here and made
+    the only one possible. The draw is keyed by the request's seed and the token's position in the sequence, so the answer does
     not depend on what else is in the batch. The parameters stay on the host between `prepare_tensor_args` and the call,
     which is sound only without asynchronous batching and CUDA graphs: the engine turns both off.
 
@@ -44,7 +58,7 @@ class RequestSampling:
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
         self.drawn: dict[str, dict[int, Drawn]] = {}
-        self._rows: list[tuple[Sampling, int, int, str]] = []
+        self._rows: list[Row] = []
 
     def check_kwargs(self, kwargs: dict[str, Any]) -> None:
         """Part of the manager's face: the engine passes its own `sampling`, `seed` and `adapter`, always valid."""
@@ -61,24 +75,61 @@ class RequestSampling:
             arguments = state.logit_processor_kwargs
             # The sum stays right when the manager moves generated tokens into the prompt to free cache.
             position = len(state.initial_tokens) + len(state.generated_tokens)
-            self._rows.append((arguments["sampling"], arguments["seed"], position, state.request_id))
+            asked, held = arguments["sampling"], ((), ())
+            if asked.shifts:
+                ids, n_prompt = [*state.initial_tokens, *state.generated_tokens], arguments["n_prompt"]
+                held = (ids[:n_prompt], ids[n_prompt:])
+            self._rows.append(Row(asked, arguments["seed"], position, state.request_id, *held))
         return arg_storage
 
     def __call__(self, input_ids_B: "torch.Tensor", logits_BV: "torch.Tensor", arguments: "torch.Tensor") -> "torch.Tensor":
         """Logits whose argmax is each row's next token."""
-        for row, (sampling, seed, position, request_id) in enumerate(self._rows):
-            token = draw(logits_BV[row], sampling, seed, position) if sampling.temperature > 0 else None
-            kept = self.drawn.get(request_id)
+        for number, row in enumerate(self._rows):
+            token = choose(logits_BV[number], row)
+            kept = self.drawn.get(row.request_id)
             if kept is not None:
-                kept[position] = look(logits_BV[row], token, sampling.logprobs or 0)
+                kept[row.position] = look(logits_BV[number], token, row.sampling.logprobs or 0)
             if token is not None:
-                logits_BV[row] = float("-inf")
-                logits_BV[row, token] = 0.0
+                logits_BV[number] = float("-inf")
+                logits_BV[number, token] = 0.0
         return logits_BV
 
 
+def choose(logits_V: "torch.Tensor", row: Row) -> int | None:
+    """The token id of a row; None for the likeliest under the model itself."""
+    sampling = row.sampling
+    if sampling.shifts:
+        logits_V = shifted(logits_V, sampling, row.prompt, row.answer)
+    if sampling.temperature > 0:
+        return draw(logits_V, sampling, row.seed, row.position)
+    return int(logits_V.argmax()) if sampling.shifts else None
+
+
+def shifted(logits_V: "torch.Tensor", sampling: Sampling, prompt: Sequence[int], answer: Sequence[int]) -> "torch.Tensor":
+    """The logits under the penalties and biases of `Sampling`; the given ones stay as they are."""
+    import torch
+
+    logits_V = logits_V.float().clone()
+
+    def ids_of(found: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(found, dtype=torch.long, device=logits_V.device)
+
+    if sampling.repetition_penalty != 1.0:
+        held = ids_of(sorted({*prompt, *answer}))
+        logits_V[held] = torch.where(logits_V[held] > 0, logits_V[held] / sampling.repetition_penalty, logits_V[held] * sampling.repetition_penalty)
+    counts = Counter(answer)
+    if counts:
+        times = torch.tensor(list(counts.values()), dtype=torch.float32, device=logits_V.device)
+        logits_V[ids_of(list(counts))] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    if sampling.logit_bias:
+        ids, biases = zip(*sampling.logit_bias, strict=True)
+        logits_V[ids_of(ids)] += torch.tensor(biases, dtype=torch.float32, device=logits_V.device)
+    return logits_V
+
+
 def draw(logits_V: "torch.Tensor", sampling: Sampling, seed: int, position: int) -> int:
-    """One token id from softmax(logits / temperature), cut to the top_k likeliest, then to the smallest set holding top_p."""
+    """One token id from softmax(logits / temperature), cut to the top_k likeliest, then to the smallest set holding top_p and to
+    those with at least min_p of the likeliest one's probability."""
     import torch
 
     # In double precision and below zero, the least temperature gives minus infinity and never NaN.
@@ -88,10 +139,12 @@ def draw(logits_V: "torch.Tensor", sampling: Sampling, seed: int, position: int)
         lowest = torch.topk(logits_V, sampling.top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < lowest, float("-inf"))
     probabilities_V = torch.softmax(logits_V, dim=-1).cpu()
+    least = sampling.min_p * probabilities_V.max()
     if sampling.top_p < 1.0:
         sorted_V, ids_V = torch.sort(probabilities_V, descending=True, stable=True)
         outside_V = torch.cumsum(sorted_V, dim=-1) - sorted_V >= sampling.top_p  # the likeliest is never outside
         probabilities_V[ids_V[outside_V]] = 0.0
+    probabilities_V[probabilities_V < least] = 0.0
     generator = torch.Generator()
     generator.manual_seed(_key(seed, position))
     return int(torch.multinomial(probabilities_V, 1, generator=generator))

@@ -41,8 +41,9 @@ class Vllm:
         )  # fmt: skip
         self._engine: Any = AsyncLLM.from_engine_args(arguments)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        self.vocab_size = int(config.vocab_size)
         eos = {self._tokenizer.eos_token_id} - {None}
-        self._reader = PromptReader(self._tokenizer, eos, int(config.vocab_size), self.max_model_len)
+        self._reader = PromptReader(self._tokenizer, eos, self.vocab_size, self.max_model_len)
         self._ids = itertools.count()
 
     def health(self) -> None:
@@ -74,7 +75,9 @@ class Vllm:
         limit = self.max_model_len - len(prompt_ids) if sampling.max_tokens is None else sampling.max_tokens
         asked = self._parameters(
             max_tokens=limit, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k or -1, seed=sampling.seed,
-            stop=list(sampling.stop), logprobs=sampling.logprobs, output_kind=kind,
+            min_p=sampling.min_p, stop=list(sampling.stop), logprobs=sampling.logprobs, output_kind=kind,
+            presence_penalty=sampling.presence_penalty, frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty, logit_bias=dict(sampling.logit_bias) or None,
         )  # fmt: skip
         n_tokens = 0
         async for output in self._outputs(prompt_ids, asked):
