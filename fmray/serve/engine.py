@@ -52,6 +52,7 @@ class Sampling:
     Three things shift the logits before a token is chosen, in this order. `repetition_penalty` divides the positive logits of tokens that
     stand in prompt or answer and multiplies the negative ones (Keskar et al. 2019); 1 is off. `presence_penalty` is taken off each token
     that the answer holds and `frequency_penalty` as often as it holds it, both as OpenAI has them. `logit_bias` is added by token id.
+    Then every token is ruled out that would break `schema`, a JSON schema: the answer keeps to it, unless `max_tokens` cuts it off.
     """
 
     max_tokens: int | None = 16
@@ -66,11 +67,12 @@ class Sampling:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    schema: str | None = None
 
     @property
     def shifts(self) -> bool:
         """Whether anything changes the model's logits."""
-        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias) or self.repetition_penalty != 1.0
+        return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias or self.schema) or self.repetition_penalty != 1.0
 
 
 @dataclass(frozen=True)
@@ -262,12 +264,10 @@ class Engine(Protocol):
 
 
 class GenerationEngine(Engine, Protocol):
-    """An engine that continues text, with its model or with one of the low-rank adapters that it was opened with, by name.
+    """An engine that continues text, with its model or with one of the low-rank adapters that it was opened with, by name."""
 
-    Its token ids are those below `vocab_size`.
-    """
-
-    vocab_size: int
+    async def check(self, sampling: Sampling, adapter: str | None = None) -> None:
+        """Raises RequestError (400) for sampling that the engine cannot do with this model."""
 
     def encode(self, prompt: Prompt, max_tokens: int | None, adapter: str | None = None) -> list[int]:
         """Token ids of a prompt. Raises RequestError (400) for one that this model cannot take, or that with
@@ -282,7 +282,7 @@ class GenerationEngine(Engine, Protocol):
         """Pieces of the answer as they come (with `stream`) or in one; closing the iterator, or cancelling the task that
         reads it, cancels the request.
 
-        Raises RequestError (400) for sampling that the engine cannot do, (5xx) when the engine fails.
+        Raises RequestError (400) for what `check` refuses, (5xx) when the engine fails.
         """
 
     async def score(self, rows: Sequence[list[int]], top: int, adapter: str | None = None) -> list[tuple[TokenLogprob, ...]]:

@@ -1,10 +1,11 @@
 """The bodies of requests and answers, shaped like OpenAI's where OpenAI has them."""
 
 import itertools
+import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -21,7 +22,6 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "suffix": ("",),
     "tools": ([],),
     "functions": ([],),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
 }
@@ -59,6 +59,30 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class JsonSchema(Body):
+    """The schema of an answer. Whether it is `strict` makes no difference: every answer keeps to it."""
+
+    name: Utf8
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(Body):
+    """What form an answer has: text, any JSON object, or JSON that keeps to a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def schema_text(self) -> str | None:
+        """The schema as JSON. Raises RequestError (400) where it is lacking."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return '{"type": "object"}'
+        if self.json_schema is None:
+            raise RequestError(400, "'response_format' of type json_schema needs 'json_schema'", param="response_format")
+        return json.dumps(self.json_schema.schema_)
+
+
 class GenerationBody(Body):
     """What completions and chats share. `top_k` (0 and -1 turn it off), `min_p` and `repetition_penalty` are additions to OpenAI's fields,
     by the names that vLLM gives them."""
@@ -73,6 +97,7 @@ class GenerationBody(Body):
     frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     repetition_penalty: float | None = Field(None, gt=0, le=2, allow_inf_nan=False)
     logit_bias: dict[TokenId, Bias] | None = Field(None, max_length=MAX_BIASES)
+    response_format: ResponseFormat | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Utf8 | list[Utf8] | None = None
     n: int | None = Field(None, ge=1, le=MAX_TEXTS)
@@ -109,6 +134,7 @@ class GenerationBody(Body):
             frequency_penalty=self.frequency_penalty or 0.0,
             repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
             logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
+            schema=None if self.response_format is None else self.response_format.schema_text(),
         )
 
 

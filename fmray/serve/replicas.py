@@ -123,7 +123,7 @@ class GenerationReplica:
     async def complete(self, asked: Generation) -> list[Completion] | RequestError:
         """Every choice, in order: `n` for the first prompt, then for the next. An error of one is the error of all."""
         try:
-            rows = self._encode(asked)
+            rows = await self._encode(asked)
             choices: list[list[Piece]] = [[] for _ in range(len(rows) * asked.n)]
             with self._room.hold(len(choices)):
                 async for told in self._run(rows, asked, stream=False):
@@ -136,7 +136,7 @@ class GenerationReplica:
     async def stream(self, asked: Generation) -> AsyncGenerator[int | list[Told] | RequestError, None]:
         """The number of prompt tokens, then the pieces of the choices as they come; an error ends it."""
         try:
-            rows = self._encode(asked)
+            rows = await self._encode(asked)
             with self._room.hold(len(rows) * asked.n):
                 # What is refused is refused before this: with it the answer begins, and its status is settled.
                 yield sum(len(row) for row in rows)
@@ -168,13 +168,11 @@ class GenerationReplica:
             error.param = "input"
             raise
 
-    def _encode(self, asked: Generation) -> list[list[int]]:
+    async def _encode(self, asked: Generation) -> list[list[int]]:
         limit, max_tokens = self._config.max_new_tokens, asked.sampling.max_tokens
         if limit is not None and max_tokens is not None and max_tokens > limit:
             raise RequestError(400, f"this server gives at most {limit} tokens an answer", param="max_tokens")
-        wrong = next((token for token, _ in asked.sampling.logit_bias if token >= self._engine.vocab_size), None)
-        if wrong is not None:
-            raise RequestError(400, f"token id {wrong} is outside the vocabulary of {self._engine.vocab_size}", param="logit_bias")
+        await self._engine.check(asked.sampling, asked.adapter)
         rows = [self._engine.encode(prompt, max_tokens, asked.adapter) for prompt in asked.prompts]
         longest = max(len(row) for row in rows)
         if self._config.max_prompt_tokens is not None and longest > self._config.max_prompt_tokens:

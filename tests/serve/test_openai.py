@@ -5,12 +5,13 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from fmray.core.errors import RunError
 from fmray.serve import smoke
@@ -174,6 +175,28 @@ def test_langchain_works_unchanged(url: str) -> None:
     assert sum((c.usage_metadata or {}).get("output_tokens", 0) for c in chunks) == answer.usage_metadata["output_tokens"]
     vectors = langchain.OpenAIEmbeddings(model="chatty", check_embedding_ctx_length=False, **common).embed_documents(["Return", "x"])
     assert [len(vector) for vector in vectors] == [32, 32]
+    judge = langchain.ChatOpenAI(model="chatty", temperature=0, max_tokens=40, **common)
+    assert isinstance(judge.with_structured_output(Verdict).invoke("Return the"), Verdict)
+
+
+class Verdict(BaseModel):
+    """What is asked for."""
+
+    label: Literal["ham", "spam"]
+    sure: bool
+
+
+def test_a_chat_is_parsed_into_the_class_that_was_asked_for(client: openai.OpenAI) -> None:
+    answers = client.chat.completions.parse(model="chatty", messages=SAY, response_format=Verdict, n=4, seed=2, max_tokens=40)
+    assert all(isinstance(choice.message.parsed, Verdict) for choice in answers.choices)
+    # As the newer interface of the client streams it.
+    with client.chat.completions.stream(model="chatty", messages=SAY, response_format=Verdict, seed=2, max_tokens=40) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == answers.choices[0].message.parsed
+    with pytest.raises(openai.BadRequestError, match="the schema cannot be kept to") as refused:
+        client.chat.completions.create(
+            model="chatty", messages=SAY, stream=True, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+        )
+    assert refused.value.param == "response_format"
 
 
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI, url: str) -> None:
@@ -221,6 +244,10 @@ CHAT = '{"model": "chatty", "messages": [{"role": "user", "content": "x"}]'
         ("chat/completions", f'{CHAT}, "max_tokens": 3, "max_completion_tokens": 4}}'.encode(), 400, "max_tokens"),
         ("chat/completions", f'{CHAT}, "top_logprobs": 2}}'.encode(), 400, "top_logprobs"),
         ("chat/completions", f'{CHAT}, "tools": [{{"type": "function"}}]}}'.encode(), 400, "tools"),
+        ("chat/completions", f'{CHAT}, "response_format": {{"type": "json_schema"}}}}'.encode(), 400, "response_format"),
+        ("chat/completions", f'{CHAT}, "response_format": {{"type": "yaml"}}}}'.encode(), 400, "response_format"),
+        ("chat/completions", f'{CHAT}, "presence_penalty": 3}}'.encode(), 400, "presence_penalty"),
+        ("chat/completions", f'{CHAT}, "logit_bias": {{"x": 1}}}}'.encode(), 400, "logit_bias"),
         ("chat/completions", f'{CHAT}, "n": 17}}'.encode(), 400, "n"),
         ("chat/completions", f'{CHAT}, "max_tokens": 4, "hello": {{"a": [1]}}}}'.encode(), 200, None),
         ("completions", b'{"model": "chatty", "prompt": "\\ud800"}', 400, "prompt"),

@@ -21,6 +21,7 @@ from fmray.serve.engines.adapters import attach, tensors_of
 from fmray.serve.engines.forward import MAX_LOGITS, groups, mean_pooled, shown, token_logprobs
 from fmray.serve.engines.prompt import PromptReader, eos_ids, tuned_reader
 from fmray.serve.engines.sampling import RequestSampling
+from fmray.serve.engines.structured import Structures
 from fmray.serve.text_stream import UNFINISHED, TextStream
 
 # Tokens of one cache page. Small pages waste little on short answers; the models here have short contexts.
@@ -48,7 +49,7 @@ class ContinuousBatching:
 
         # More threads than the replica's CPUs make small models several times slower: they spin against each other.
         torch.set_num_threads(threads)
-        self.vocab_size = int(model.config.vocab_size)
+        self._vocab_size = int(model.config.vocab_size)
         eos = eos_ids(model.generation_config, self._tokenizer)
         # The manager changes how its model attends. Whole texts go through a twin that shares every weight and stays as it was.
         shared = {id(t): t for t in itertools.chain(model.parameters(), model.buffers(), tensors_of(model))}
@@ -74,8 +75,9 @@ class ContinuousBatching:
         # Sampling by request; its docstring says why the two switches above are off.
         self._sampling = RequestSampling(routes)
         self._manager.logit_processor = self._sampling
-        base = PromptReader(self._tokenizer, eos, self.vocab_size, self.max_model_len)
+        base = PromptReader(self._tokenizer, eos, self._vocab_size, self.max_model_len)
         self._readers: dict[str | None, PromptReader] = {None: base, **{name: tuned_reader(folder, base) for name, folder in adapters.items()}}
+        self._structures = Structures(self._tokenizer, self._vocab_size)
         self._ids = itertools.count()
         self._manager.start()
 
@@ -101,6 +103,14 @@ class ContinuousBatching:
         """Token ids of a prompt; see `PromptReader.encode`."""
         return self._readers[adapter].encode(prompt, max_tokens)
 
+    async def check(self, sampling: Sampling, adapter: str | None = None) -> None:
+        """Raises RequestError (400) for sampling that cannot be done with this model."""
+        wrong = next((token for token, _ in sampling.logit_bias if token >= self._vocab_size), None)
+        if wrong is not None:
+            raise RequestError(400, f"token id {wrong} is outside the vocabulary of {self._vocab_size}", param="logit_bias")
+        if sampling.schema is not None:
+            await asyncio.to_thread(self._structures.follower, sampling.schema, self._readers[adapter].eos)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -109,7 +119,7 @@ class ContinuousBatching:
         """Log-probabilities of given texts; see `GenerationEngine`. One plain pass after another, so that a client who leaves
         stops what has not begun."""
         found: dict[int, tuple[TokenLogprob, ...]] = {}
-        for group in groups(rows, MAX_LOGITS // self.vocab_size):
+        for group in groups(rows, MAX_LOGITS // self._vocab_size):
             async with self._plain_pass(adapter):
                 drawn = await asyncio.to_thread(token_logprobs, self._plain, [rows[i] for i in group], top)
             for index, one in zip(group, drawn, strict=True):
@@ -170,6 +180,9 @@ class ContinuousBatching:
         seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
         self._manager.register_result_handler(request_id, results.put_nowait)
         drawn = self._sampling.drawn.setdefault(request_id, {}) if sampling.logprobs is not None else {}
+        follower = None if sampling.schema is None else self._structures.follower(sampling.schema, self._readers[adapter].eos)
+        if follower is not None:
+            self._sampling.followers[request_id] = follower
         logprobs: list[TokenLogprob] = []
         finished = False
         try:
@@ -191,6 +204,8 @@ class ContinuousBatching:
                 finished = result.is_finished()
                 if result.error is not None:
                     raise RequestError(500, f"generation failed: {result.error}")
+                if follower is not None and follower.fault is not None:
+                    raise RequestError(500, f"the answer could not be kept to the schema: {follower.fault}")
                 ids = result.generated_tokens
                 if sampling.logprobs is not None:
                     new = range(len(logprobs), len(ids))
@@ -198,6 +213,7 @@ class ContinuousBatching:
                 yield ids, finished, tuple(logprobs)
         finally:
             self._sampling.drawn.pop(request_id, None)
+            self._sampling.followers.pop(request_id, None)
             if not finished:
                 self._manager.cancel_request(request_id)
                 # A cancelled request delivers nothing more, so its handler would stay for ever.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmray.serve.engine import Sampling
 from fmray.serve.engines.adapters import Routes
+from fmray.serve.engines.structured import Follower
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ class Drawn:
 @dataclass(frozen=True)
 class Row:
     """A row of the batch that gets a new token: its request's sampling and seed, the new token's position, and what the answer holds so
-    far behind the prompt (both empty where nothing asks for them)."""
+    far behind the prompt (both empty where nothing asks for them), and what follows it through its schema."""
 
     sampling: Sampling
     seed: int
@@ -36,6 +37,7 @@ class Row:
     request_id: str
     prompt: Sequence[int] = ()
     answer: Sequence[int] = ()
+    follower: Follower | None = None
 
 
 class RequestSampling:
@@ -46,8 +48,8 @@ class RequestSampling:
     not depend on what else is in the batch. The parameters stay on the host between `prepare_tensor_args` and the call,
     which is sound only without asynchronous batching and CUDA graphs: the engine turns both off.
 
-    `drawn` holds, for each request that the engine put there, what was drawn at each position. It is kept here by request
-    id because the manager copies a request's own arguments when it frees cache.
+    `drawn` holds, for each request that the engine put there, what was drawn at each position, and `followers` what follows the answer
+    through a schema. They are kept here by request id because the manager copies a request's own arguments when it frees cache.
 
     It also tells `routes` whose tokens a batch holds, for the model is called next and by the same thread.
     """
@@ -58,6 +60,7 @@ class RequestSampling:
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
         self.drawn: dict[str, dict[int, Drawn]] = {}
+        self.followers: dict[str, Follower] = {}
         self._rows: list[Row] = []
 
     def check_kwargs(self, kwargs: dict[str, Any]) -> None:
@@ -75,11 +78,11 @@ class RequestSampling:
             arguments = state.logit_processor_kwargs
             # The sum stays right when the manager moves generated tokens into the prompt to free cache.
             position = len(state.initial_tokens) + len(state.generated_tokens)
-            asked, held = arguments["sampling"], ((), ())
+            asked, ids = arguments["sampling"], list[int]()
             if asked.shifts:
-                ids, n_prompt = [*state.initial_tokens, *state.generated_tokens], arguments["n_prompt"]
-                held = (ids[:n_prompt], ids[n_prompt:])
-            self._rows.append(Row(asked, arguments["seed"], position, state.request_id, *held))
+                ids = [*state.initial_tokens, *state.generated_tokens]
+            held = ids[: arguments["n_prompt"]], ids[arguments["n_prompt"] :]
+            self._rows.append(Row(asked, arguments["seed"], position, state.request_id, *held, self.followers.get(state.request_id)))
         return arg_storage
 
     def __call__(self, input_ids_B: "torch.Tensor", logits_BV: "torch.Tensor", arguments: "torch.Tensor") -> "torch.Tensor":
@@ -97,9 +100,14 @@ class RequestSampling:
 
 def choose(logits_V: "torch.Tensor", row: Row) -> int | None:
     """The token id of a row; None for the likeliest under the model itself."""
+    import torch
+
     sampling = row.sampling
     if sampling.shifts:
         logits_V = shifted(logits_V, sampling, row.prompt, row.answer)
+    if row.follower is not None:
+        ruled_out_V = torch.from_numpy(~row.follower.allowed(row.answer)).to(logits_V.device)
+        logits_V = logits_V.masked_fill(ruled_out_V, float("-inf"))
     if sampling.temperature > 0:
         return draw(logits_V, sampling, row.seed, row.position)
     return int(logits_V.argmax()) if sampling.shifts else None

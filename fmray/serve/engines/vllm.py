@@ -41,9 +41,9 @@ class Vllm:
         )  # fmt: skip
         self._engine: Any = AsyncLLM.from_engine_args(arguments)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        self.vocab_size = int(config.vocab_size)
+        self._vocab_size = int(config.vocab_size)
         eos = {self._tokenizer.eos_token_id} - {None}
-        self._reader = PromptReader(self._tokenizer, eos, self.vocab_size, self.max_model_len)
+        self._reader = PromptReader(self._tokenizer, eos, self._vocab_size, self.max_model_len)
         self._ids = itertools.count()
 
     def health(self) -> None:
@@ -59,6 +59,14 @@ class Vllm:
         """Token ids of a prompt; see `PromptReader.encode`."""
         _no_adapter(adapter)
         return self._reader.encode(prompt, max_tokens)
+
+    async def check(self, sampling: Sampling, adapter: str | None = None) -> None:
+        """Raises RequestError (400) for sampling that cannot be done with this model."""
+        wrong = next((token for token, _ in sampling.logit_bias if token >= self._vocab_size), None)
+        if wrong is not None:
+            raise RequestError(400, f"token id {wrong} is outside the vocabulary of {self._vocab_size}", param="logit_bias")
+        if sampling.schema is not None:
+            raise RequestError(400, "the engine vllm keeps to no schema here", param="response_format", code="unsupported_parameter")
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
