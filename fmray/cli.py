@@ -52,6 +52,19 @@ Name = Annotated[str | None, typer.Option("--name", help="another name for the e
 Redo = Annotated[list[str] | None, typer.Option("--redo", help="make this step again, and what depends on it; the old one is kept aside")]
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"fmray {fmray.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    version: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="show the version and exit")] = False,
+) -> None:
+    """What holds for every command."""
+
+
 @app.command()
 def run(file: File, rest: Rest = None, storage: Storage = "runs", name: Name = None, redo: Redo = None) -> None:
     """Run an experiment: finished steps answer from cache, an interrupted one goes on where it was."""

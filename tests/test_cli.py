@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,11 @@ def test_fingerprints_are_the_same_wherever_it_runs(tmp_path: Path) -> None:
     b = load(QUICKSTART, storage=str(tmp_path / "b"), name="other").steps["corpus"].config.identity()
     assert a == b
     assert str(tmp_path) not in json.dumps(a)
+
+
+def test_it_says_its_version_and_what_an_empty_registry_lacks(tmp_path: Path) -> None:
+    assert fmray("--version", cwd=tmp_path).stdout == f"fmray {metadata.version('fmray')}\n"
+    done = fmray("status", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "no model is registered in" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -40,6 +40,8 @@ def _canary(registry: Registry, name: str, entry: Entry) -> dict[str, Any] | Non
 
 def table(said: dict[str, Any]) -> RenderableType:
     """The status for a terminal."""
+    if not said["models"]:
+        return f"no model is registered in {said['registry']}: a `deploy` step registers what it serves, and --storage says where"
     shown = Table(title=f"models in {said['registry']}", title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("model", "champion", "candidate", "versions", "last change"):
         shown.add_column(column, overflow="fold")
