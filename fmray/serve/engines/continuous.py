@@ -175,12 +175,12 @@ class ContinuousBatching:
     ) -> AsyncGenerator[tuple[list[int], bool, tuple[TokenLogprob, ...]], None]:
         """All ids generated so far, whether that was all, and their log-probabilities where asked for, each time there are more;
         ending it early cancels the request."""
+        follower = None if sampling.schema is None else self._structures.follower(sampling.schema, self._readers[adapter].eos)
         request_id = f"fmray-{next(self._ids)}"
         results: asyncio.Queue[Any] = asyncio.Queue()
         seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
         self._manager.register_result_handler(request_id, results.put_nowait)
         drawn = self._sampling.drawn.setdefault(request_id, {}) if sampling.logprobs is not None else {}
-        follower = None if sampling.schema is None else self._structures.follower(sampling.schema, self._readers[adapter].eos)
         if follower is not None:
             self._sampling.followers[request_id] = follower
         logprobs: list[TokenLogprob] = []
