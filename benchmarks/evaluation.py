@@ -1,10 +1,12 @@
 """Figures and seconds of likelihood tasks beside lm-eval's own, on the same task files, documents and model, in one run.
 
     python benchmarks/evaluation.py MODEL DATA [--documents 200] [--shots 0 1 5] [--tasks piqa ...] [--batch-size 8] [--threads 2]
+    python benchmarks/evaluation.py MODEL DATA --sharded 2
 
 MODEL is a Hugging Face directory (SmolLM2-135M of the test extra: `python -c "from tests.models import smollm2; ..."` saves one), DATA the
 folder `lmeval` of the shared data. lm-eval (HFLM, float32) reads YAML files and JSON Lines that this script writes from the shipped
-definitions. Seconds count building prompts and scoring, not opening the model; each side goes first in turn.
+definitions. Seconds count building prompts and scoring, not opening the model; each side goes first in turn. With `--sharded` fmray's own
+answers by so many Ray workers of one thread each stand beside those of one process instead.
 """
 
 import argparse
@@ -90,8 +92,12 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["lambada", "piqa", "arc_easy", *PARADIGMS])
     parser.add_argument("--batch-size", type=int, default=8, help="lm-eval's")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--sharded", type=int, help="compare one process with so many Ray workers, and not with lm-eval")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     asked = parser.parse_args()
+    if asked.sharded:
+        sharded(asked)
+        return
     import torch
     from lm_eval.models.huggingface import HFLM
 
@@ -111,6 +117,24 @@ def main() -> None:
     print(f"\nTogether {seconds:.1f} s against {own:.1f} s: {own / seconds:.2f} times as fast; {sum(row['same'] for row in rows)} of {len(rows)} with the same figures.")
     if asked.json:
         write_json(asked.json, rows)
+
+
+def sharded(asked: argparse.Namespace) -> None:
+    """Prints for each task whether several workers give the very answers of one process."""
+    import ray
+
+    ray.init(address="local", num_cpus=asked.sharded, include_dashboard=False, log_to_driver=False)
+    alone, together = (Workers("causal_lm", asked.model, None, n, 1, 0) for n in (1, asked.sharded))
+    ready = setup("causal_lm", asked.model, alone, 16)
+    print(f"{asked.documents} documents a task, float32, one thread each, {asked.sharded} workers beside one process; rows packed: {ready.shares}.\n")
+    print("| task | shots | figures | answers | the same to the last bit |\n|---|--:|---|--:|---|")
+    for shots in asked.shots:
+        for name, task in tasks(asked.data, asked.tasks, asked.documents, shots).items():
+            drawn = draw(name, task, SEED)
+            (figures, given), (_, others) = (ours(name, task, drawn, ready, workers) for workers in (alone, together))
+            shown = ", ".join(f"{metric} {value:.4g}" for metric, value in figures.items())
+            print(f"| {name} | {shots} | {shown} | {len(given)} | {'yes' if given == others else 'NO'} |", flush=True)
+    together.close()
 
 
 def measured(name: str, task: LmTask, ready: Setup, workers: Workers, lm: Any, *, ours_first: bool) -> dict[str, Any]:
