@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from transformers.generation.continuous_batching.offloading_manager import OffloadingManager
 
 from fmray.serve.engine import Piece, RequestError, Sampling
 from fmray.serve.engines import structured
@@ -52,17 +53,21 @@ def test_every_answer_keeps_to_the_schema_and_its_neighbours_are_as_they_were(en
     assert not engine._sampling.followers
 
 
-def test_a_cache_that_must_be_freed_does_not_lose_the_place_in_the_schema(experiment: Path) -> None:
+def test_a_cache_that_must_be_freed_does_not_lose_the_place_in_the_schema(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed = []
+    free = OffloadingManager.offload_requests
+    monkeypatch.setattr(OffloadingManager, "offload_requests", lambda self: freed.append(self) or free(self))
     engine = make(experiment / "base", cache_tokens=96, max_requests=4)
     try:
 
         async def all_at_once() -> list[list[Piece]]:
-            return await asyncio.gather(*(answer(engine, PROMPTS[3], Sampling(max_tokens=60, temperature=1.0, seed=seed, schema=TEXT)) for seed in range(6)))
+            return await asyncio.gather(*(answer(engine, "x", Sampling(max_tokens=60, temperature=1.0, seed=seed, schema=TEXT)) for seed in range(6)))
 
-        for pieces in asyncio.run(all_at_once()):
-            jsonschema.validate(json.loads(said(pieces)), SCHEMA)
+        answers = [json.loads(said(pieces)) for pieces in asyncio.run(all_at_once())]
     finally:
         engine.close()
+    assert freed, "nothing had to be freed"
+    assert all(jsonschema.Draft202012Validator(SCHEMA).is_valid(one) for one in answers)
 
 
 def test_an_answer_that_is_cut_off_says_so(engine: ContinuousBatching) -> None:
