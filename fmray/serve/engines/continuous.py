@@ -105,9 +105,7 @@ class ContinuousBatching:
 
     async def check(self, sampling: Sampling, adapter: str | None = None) -> None:
         """Raises RequestError (400) for sampling that cannot be done with this model."""
-        wrong = next((token for token, _ in sampling.logit_bias if token >= self._vocab_size), None)
-        if wrong is not None:
-            raise RequestError(400, f"token id {wrong} is outside the vocabulary of {self._vocab_size}", param="logit_bias")
+        self._readers[adapter].require_known((token for token, _ in sampling.logit_bias), "logit_bias")
         if sampling.schema is not None:
             await asyncio.to_thread(self._structures.follower, sampling.schema, self._readers[adapter].eos)
 

@@ -1,6 +1,6 @@
 """From a prompt (text, token ids, or a conversation) to the token ids that a causal model continues."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,7 @@ class PromptReader:
         param = "messages" if isinstance(prompt, Chat) else "prompt"
         if not ids:
             raise RequestError(400, "the prompt is empty and this model has no token to begin with", param=param)
-        wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
-        if wrong is not None:
-            raise RequestError(400, f"token id {wrong} is outside the vocabulary of {self.vocab_size}", param=param)
+        self.require_known(ids, param)
         behind = 1 if max_tokens is None else max_tokens
         if len(ids) + behind > self.max_model_len:
             message = (
@@ -45,6 +43,12 @@ class PromptReader:
             )
             raise RequestError(400, message, param=param, code="context_length_exceeded")
         return ids
+
+    def require_known(self, ids: Iterable[int], param: str) -> None:
+        """Raises RequestError (400), about the field `param`, for an id outside the vocabulary."""
+        wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
+        if wrong is not None:
+            raise RequestError(400, f"token id {wrong} is outside the vocabulary of {self.vocab_size}", param=param)
 
     def _text(self, prompt: str) -> list[int]:
         ids = [int(token) for token in self.tokenizer(prompt, verbose=False)["input_ids"]]

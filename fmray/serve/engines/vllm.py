@@ -41,9 +41,8 @@ class Vllm:
         )  # fmt: skip
         self._engine: Any = AsyncLLM.from_engine_args(arguments)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        self._vocab_size = int(config.vocab_size)
         eos = {self._tokenizer.eos_token_id} - {None}
-        self._reader = PromptReader(self._tokenizer, eos, self._vocab_size, self.max_model_len)
+        self._reader = PromptReader(self._tokenizer, eos, int(config.vocab_size), self.max_model_len)
         self._ids = itertools.count()
 
     def health(self) -> None:
@@ -62,9 +61,7 @@ class Vllm:
 
     async def check(self, sampling: Sampling, adapter: str | None = None) -> None:
         """Raises RequestError (400) for sampling that cannot be done with this model."""
-        wrong = next((token for token, _ in sampling.logit_bias if token >= self._vocab_size), None)
-        if wrong is not None:
-            raise RequestError(400, f"token id {wrong} is outside the vocabulary of {self._vocab_size}", param="logit_bias")
+        self._reader.require_known((token for token, _ in sampling.logit_bias), "logit_bias")
         if sampling.schema is not None:
             raise RequestError(400, "the engine vllm keeps to no schema here", param="response_format", code="unsupported_parameter")
 
