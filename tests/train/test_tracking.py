@@ -129,7 +129,7 @@ def leveldb_records(data: bytes) -> Iterator[bytes]:
 
 
 def test_wandb_offline_goes_on_with_its_run(tmp_path):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
 
     metrics = tmp_path / "metrics.jsonl"
@@ -138,6 +138,8 @@ def test_wandb_offline_goes_on_with_its_run(tmp_path):
         with Tracking([Wandb(mode="offline")], tracked(tmp_path), metrics) as tracking:
             pass
         assert tracking.notes == []
+    # A finished offline run is in the hands of wandb's own process, which ends, all written, with the process that trains.
+    wandb.teardown()
     steps, ids = [], set()
     for path in sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb")):
         for data in leveldb_records(path.read_bytes()):
