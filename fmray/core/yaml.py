@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(experiment: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Sets `step.key.subkey=value` (value is YAML) in the plain experiment, in order, in place.
+    """Sets `step.key.subkey=value` (value is YAML; nothing is an empty text, `null` is null) in the plain experiment, in order, in place.
 
     Raises:
         ConfigError: no `=`, an unknown step, or a path through something that is not a mapping.
@@ -78,7 +78,7 @@ def apply_overrides(experiment: dict[str, Any], overrides: Sequence[str]) -> Non
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise ConfigError(f"'{override}' is not an override", todo="write step.key=value")
-        set_path(experiment, path, parse_yaml(text, path))
+        set_path(experiment, path, parse_yaml(text, path) if text else "")
 
 
 def set_path(experiment: dict[str, Any], path: str, value: Any) -> None:

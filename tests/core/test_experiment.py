@@ -12,6 +12,7 @@ import fmray
 from fmray.core.artifact import load, read_record
 from fmray.core.errors import ArtifactError, ConfigError, DataError, GateRefused, RunError
 from fmray.core.lock import hold, lock_path
+from fmray.core.yaml import apply_overrides
 from tests.core.toys import RUNS
 
 LIFE = """
@@ -200,6 +201,12 @@ def test_bad_files_are_one_clear_line(file: Path, change: tuple[str, str], messa
 def test_bad_overrides_are_one_clear_line(file: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(file, override)
+
+
+def test_an_override_with_nothing_behind_it_is_an_empty_text() -> None:
+    plain = {"name": "life", "steps": {"field": {"stage": "toy_grow"}}}
+    apply_overrides(plain, ["field.prefix=", "field.amount=null", "field.seed=0"])
+    assert plain["steps"]["field"] == {"stage": "toy_grow", "prefix": "", "amount": None, "seed": 0}
 
 
 def test_plan_reads_the_upstream_config(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,13 @@ def model_for(name: str, folder: Path) -> Path:
     else:
         return minilm()
     return folder
+
+
+def test_summaries_by_a_decoder_as_the_job_tells_it(tmp_path: Path) -> None:
+    (told,) = re.findall(r"# For a decoder: (.+)", (JOBS / "finetune_summary.yaml").read_text())
+    tiny.save_decoder(tmp_path, max_positions=512)
+    task = load_experiment(JOBS / "finetune_summary.yaml", [f"base.path={tmp_path}", *shlex.split(told)]).steps["tuned"].config.task  # type: ignore[attr-defined]
+    assert (task.type, task.prefix, task.cue) == ("causal_summarisation", "", "\nTL;DR:")
 
 
 @pytest.mark.parametrize("name", FILES)
