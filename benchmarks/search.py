@@ -74,11 +74,13 @@ def compared(root: Path, n_trials: int, epochs: int, path: Path) -> Compared:
 def main() -> None:
     """Prints what a result file holds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", type=int, default=40, help="so many trials of about a second")
+    parser.add_argument("--short", type=int, default=40, help="so many trials of about a second, two at least")
     parser.add_argument("--long", type=int, default=3, help="so many of over a minute, two at least")
     parser.add_argument("--long-seconds", type=float, default=65.0)
     parser.add_argument("--long-epochs", type=int, default=10)
     asked = parser.parse_args()
+    if min(asked.short, asked.long) < 2:
+        parser.error("give at least two trials of each kind: what lies behind the first is told apart")
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         root = Path(folder)
         tiny.save_decoder(root / "model")
